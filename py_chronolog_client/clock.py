@@ -1,0 +1,113 @@
+"""Where timestamps come from, and how wrong they may be.
+
+An appender asks its `Clock` for a `Reading` and then makes every timestamp as `tick() + offset_ns`: one call into C and
+one addition, which is all that the hot path can afford. The reading carries the `ClockModel` under which its times are
+made; the store keeps it beside them, so a later reader knows the window around every time and can
+re-align a finished job.
+
+Without MPI the clock is CLOCK_MONOTONIC plus an offset to UTC that is taken once: a step of the wall clock moves no
+timestamp. It claims no window, because nobody knows how far the machine is from UTC.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+UNKNOWN_WINDOW_NS = 2**64 - 1
+_LAYOUT = struct.Struct("<QqqdQd")
+MODEL_BYTES = _LAYOUT.size
+
+
+@dataclass(frozen=True, slots=True)
+class ClockModel:
+    """An affine map from CLOCK_MONOTONIC to the time line of the story (docs/format.md, "The clock model")."""
+
+    model_id: int = 0
+    """0: the system's clock; else the number of the synchronisation that made the model."""
+    base_ns: int = 0
+    """Raw time at which the model was made."""
+    offset_ns: int = 0
+    """Time minus raw time at `base_ns`."""
+    rate: float = 0.0
+    """Relative rate: seconds gained per second after `base_ns`."""
+    window_ns: int = UNKNOWN_WINDOW_NS
+    """Half-width of the hard window at `base_ns`; `UNKNOWN_WINDOW_NS` where nobody knows."""
+    window_rate: float = 0.0
+    """Growth of the half-width for every nanosecond of distance from `base_ns`."""
+
+    def pack(self) -> bytes:
+        """Return the 48 bytes that block and tail headers hold."""
+        return _LAYOUT.pack(
+            self.model_id, self.base_ns, self.offset_ns, self.rate, self.window_ns, self.window_rate
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes | memoryview) -> ClockModel:
+        """Read the 48 bytes that `pack` made."""
+        return cls(*_LAYOUT.unpack(data))
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How to make timestamps until further notice: `tick() + offset_ns`, in ns since 1970 UTC."""
+
+    tick: Callable[[], int]
+    offset_ns: int
+    model: ClockModel
+    steady: bool = False
+    """Whether `tick` is known never to decrease (a kernel's monotonic clock)."""
+
+    def not_before(self, last_ns: int) -> Reading:
+        """Return a reading whose times never decrease and are at least `last_ns`."""
+        tick, offset_ns = self.tick, self.offset_ns
+        if self.steady and tick() + offset_ns >= last_ns:
+            return self
+
+        def never_back() -> int:
+            nonlocal last_ns
+            now_ns = tick() + offset_ns
+            if now_ns > last_ns:
+                last_ns = now_ns
+            return last_ns
+
+        return Reading(never_back, 0, self.model)
+
+
+class Clock(Protocol):
+    """What an appender needs of a clock.
+
+    Thread safety: `reading` may be called from any thread.
+    """
+
+    def reading(self) -> Reading:
+        """Return how to make timestamps from now on."""
+        ...
+
+
+class SystemClock:
+    """CLOCK_MONOTONIC plus the offset to UTC at construction."""
+
+    def __init__(self) -> None:
+        base_ns, offset_ns = _offset_to_utc()
+        model = ClockModel(base_ns=base_ns, offset_ns=offset_ns)
+        self._reading = Reading(time.monotonic_ns, offset_ns, model, steady=True)
+
+    def reading(self) -> Reading:
+        """Return the one reading of this clock."""
+        return self._reading
+
+
+def _offset_to_utc() -> tuple[int, int]:
+    """Return (raw time, UTC minus raw time) in ns, from the tightest of several brackets."""
+    best: tuple[int, int, int] | None = None
+    for _ in range(8):
+        before_ns, utc_ns, after_ns = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+        middle_ns = (before_ns + after_ns) // 2
+        if best is None or after_ns - before_ns < best[0]:
+            best = (after_ns - before_ns, middle_ns, utc_ns - middle_ns)
+    assert best is not None
+    return best[1], best[2]

@@ -1,0 +1,174 @@
+"""The embedded engine: a store directory, no server.
+
+Writers append to files of their own, readers merge what they find. Nothing but the directory connects the processes, so it works
+wherever they share a file system.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from py_chronolog_client.engine.base import (
+    MAX_TIME_NS,
+    Capabilities,
+    Engine,
+    ScanReport,
+    Snapshot,
+    Writer,
+    WriterOptions,
+)
+from py_chronolog_client.errors import InvalidArgumentError, NotFoundError
+from py_chronolog_client.store.catalog import Catalog
+from py_chronolog_client.store.records import read_client_record
+from py_chronolog_client.store.root import StoreRoot
+
+if TYPE_CHECKING:
+    from py_chronolog_client.page import Page
+    from py_chronolog_client.store.storylog import StoryLog
+
+TAIL_DIRECTORY_VARIABLE = "CHRONOLOG_TAIL_DIR"
+"""Where tails lie: a directory on a node-local file system. Unset: beside the segments."""
+
+_POLL_S = 0.001
+
+
+class EmbeddedEngine(Engine):
+    """Chronicles and stories in a directory.
+
+    Thread safety: everything.
+    """
+
+    capabilities = Capabilities()
+
+    def __init__(self, directory: str | os.PathLike[str], *, create: bool = True) -> None:
+        """Open a store.
+
+        Args:
+            directory: of the store.
+            create: make it if it is not there; otherwise it must be there, and is only read.
+
+        Raises:
+            NotAStoreError: the directory holds something else, or (without `create`) no store.
+            StoreVersionError: the store is newer than this software.
+            NotAuthorizedError: this user may not use it.
+        """
+        self._catalog = Catalog(StoreRoot.open(directory, create=create))
+        self._followed: dict[tuple[str, str], tuple[Path, StoryLog]] = {}
+
+    @property
+    def directory(self) -> Path:
+        """The directory of the store."""
+        return self._catalog.root.path
+
+    def create_chronicle(self, chronicle: str, attributes: Mapping[str, str]) -> None:
+        self._catalog.create_chronicle(chronicle, attributes)
+
+    def destroy_chronicle(self, chronicle: str) -> None:
+        self._catalog.destroy_chronicle(chronicle)
+
+    def chronicles(self) -> list[str]:
+        return self._catalog.chronicles()
+
+    def chronicle_attributes(self, chronicle: str) -> dict[str, str]:
+        return self._catalog.chronicle_attributes(chronicle)
+
+    def destroy_story(self, chronicle: str, story: str) -> None:
+        self._catalog.destroy_story(chronicle, story)
+
+    def stories(self, chronicle: str) -> list[str]:
+        return self._catalog.stories(chronicle)
+
+    def story_attributes(self, chronicle: str, story: str) -> dict[str, str]:
+        return self._catalog.story_attributes(chronicle, story)
+
+    def open_writer(
+        self, chronicle: str, story: str, attributes: Mapping[str, str], options: WriterOptions
+    ) -> Writer:
+        from py_chronolog_client.store.appender import Appender
+
+        while True:
+            directory = self._catalog.ensure_story(chronicle, story, attributes)
+            try:
+                return Appender(self._catalog, directory, options, tail_directory())
+            except NotFoundError:  # somebody has destroyed the story meanwhile: make it again, if the chronicle is there
+                continue
+
+    def clients(self, chronicle: str, story: str) -> dict[int, dict[str, Any]]:
+        directory = self._catalog.story_directory(chronicle, story)
+        found = {}
+        for client_id in self._catalog.clients(directory):
+            found[client_id] = read_client_record(directory / f"{client_id:016x}.log", client_id) or {}
+        return found
+
+    def snapshot(self, chronicle: str, story: str) -> Snapshot:
+        log = self._story_log(chronicle, story)
+        log.refresh(ScanReport())
+        return log.snapshot()
+
+    def scan(
+        self,
+        chronicle: str,
+        story: str,
+        start_ns: int = 0,
+        end_ns: int = MAX_TIME_NS,
+        *,
+        clients: Sequence[int] | None = None,
+        snapshot: Snapshot | None = None,
+        since: Snapshot | None = None,
+        timeout_s: float | None = None,
+        report: ScanReport | None = None,
+    ) -> Iterator[Page]:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        found = ScanReport() if report is None else report
+        log = self._story_log(chronicle, story)
+        log.refresh(found, clients)
+        until = log.snapshot()
+        if snapshot is not None:
+            until = {client_id: min(mark, snapshot.get(client_id, 0)) for client_id, mark in until.items()}
+        yield from log.pages(start_ns, end_ns, since or {}, until, found, deadline)
+        if report is None and found.damages:
+            raise found.damages[0]
+
+    def follow(
+        self, chronicle: str, story: str, cursor: Snapshot, timeout_s: float
+    ) -> tuple[list[Page], Snapshot]:
+        deadline = time.monotonic() + timeout_s
+        directory = self._catalog.story_directory(chronicle, story)
+        known, log = self._followed.get((chronicle, story), (None, None))
+        if log is None or known != directory:
+            log = self._story_log(chronicle, story)
+            self._followed = {(chronicle, story): (directory, log)}
+        while True:
+            report = ScanReport()
+            log.refresh(report)
+            marks = log.snapshot()
+            pages = [page for page in log.pages(0, MAX_TIME_NS, cursor, marks, report) if len(page)]
+            if pages or time.monotonic() >= deadline:
+                return pages, {**cursor, **marks}
+            time.sleep(_POLL_S)
+
+    def close(self) -> None:
+        self._followed.clear()
+
+    def _story_log(self, chronicle: str, story: str) -> StoryLog:
+        from py_chronolog_client.store.storylog import StoryLog
+
+        return StoryLog(self._catalog.story_directory(chronicle, story))
+
+
+def tail_directory() -> Path | None:
+    """Return the directory of `CHRONOLOG_TAIL_DIR`, or None where tails lie in the store.
+
+    Raises:
+        InvalidArgumentError: it names no directory.
+    """
+    value = os.environ.get(TAIL_DIRECTORY_VARIABLE)
+    if not value:
+        return None
+    if not os.path.isdir(value):
+        raise InvalidArgumentError(f"{TAIL_DIRECTORY_VARIABLE}={value}: no such directory, make it or unset the variable")
+    return Path(value).resolve()

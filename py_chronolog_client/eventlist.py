@@ -1,0 +1,266 @@
+"""The list that a replay fills: columns inside, a list of events outside.
+
+A replay appends pages. As long as nobody changes the list in another way, events are made only when they are looked at; the first
+change of another kind turns everything into one plain list.
+"""
+
+from __future__ import annotations
+
+import gc
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, MutableSequence
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
+
+from py_chronolog_client.errors import DamageError
+from py_chronolog_client.event import Event, make_events
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from py_chronolog_client.page import U32, U64, Page
+
+_CHUNK_EVENTS = 4096
+
+
+class EventList(MutableSequence[Event]):
+    """A mutable list of events, as `Client.ReplayStory` fills it.
+
+    Everything that a list of equality-comparable elements offers: indexing, slices, `in`, `==`, `append`, `extend`, `insert`, `pop`,
+    `remove`, `count`, `clear` and so on. Beyond that the columns `times`, `client_ids`, `indexes`, `sequences` as numpy arrays.
+
+    Attributes:
+        damages: what the replays that filled the list could not believe in the store.
+    """
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        """Make a list of the given events."""
+        self._pages: list[Page] = []
+        self._starts: list[int] = []
+        self._length = 0
+        self._events: list[Event] | None = None
+        self.damages: list[DamageError] = []
+        items = list(events)
+        if items:
+            self._events = [_checked(event) for event in items]
+
+    # -- pages ---------------------------------------------------------------------------------------------------------
+
+    def add_page(self, page: Page) -> None:
+        """Append a page of a replay."""
+        if self._events is not None:
+            self._events += _events_of(page, 0, len(page))
+        elif len(page):
+            self._pages.append(page)
+            self._starts.append(self._length)
+            self._length += len(page)
+
+    @property
+    def times(self) -> U64:
+        """Times in ns since 1970 UTC: uint64, shape (n,)."""
+        return self._column("times", lambda event: event.time())
+
+    @property
+    def client_ids(self) -> U64:
+        """Client ids: uint64, shape (n,)."""
+        return self._column("client_ids", lambda event: event.client_id())
+
+    @property
+    def sequences(self) -> U64:
+        """Sequence numbers: uint64, shape (n,)."""
+        return self._column("sequences", lambda event: event.sequence())
+
+    @property
+    def indexes(self) -> U32:
+        """The low 32 bits of the sequence numbers: uint32, shape (n,); a view of `sequences`."""
+        from py_chronolog_client.page import low_words
+
+        return low_words(self.sequences)
+
+    @property
+    def time_window_ns(self) -> U64:
+        """Half-width of the hard window around every time: uint64, shape (n,), ns; 2**64 - 1 where nobody knows."""
+        import numpy as np
+
+        if self._events is not None:
+            return np.full(len(self._events), 2**64 - 1, np.uint64)
+        return np.concatenate([page.windows_ns() for page in self._pages]) if self._pages else np.empty(0, np.uint64)
+
+    def to_numpy(self) -> npt.NDArray[np.void]:
+        """Return one structured array, shape (n,): time u8, client_id u8, sequence u8, record O (bytes)."""
+        import numpy as np
+
+        kind = [("time", "u8"), ("client_id", "u8"), ("sequence", "u8"), ("record", "O")]
+        table = np.empty(len(self), np.dtype(kind))
+        table["time"], table["client_id"], table["sequence"] = self.times, self.client_ids, self.sequences
+        table["record"] = list(self.records())
+        return table
+
+    def records(self) -> Iterator[bytes]:
+        """Yield the records as bytes."""
+        if self._events is not None:
+            yield from [event.record_bytes() for event in self._events]
+            return
+        for page in self._pages:
+            for start in range(0, len(page), _CHUNK_EVENTS):
+                yield from page.records(start, start + _CHUNK_EVENTS)
+
+    def _column(self, name: str, of_event: Any) -> U64:
+        import numpy as np
+
+        if self._events is not None:
+            return np.array([of_event(event) for event in self._events], np.uint64)
+        if not self._pages:
+            return np.empty(0, np.uint64)
+        if len(self._pages) > 1 and getattr(self._pages[0], name).base is None:
+            self._join(name)
+        first: U64 = getattr(self._pages[0], name)
+        return first if len(self._pages) == 1 else first.base  # type: ignore[return-value]
+
+    def _join(self, name: str) -> None:
+        """Put one column of all pages into one array, of which the pages keep views: it is never held twice."""
+        import numpy as np
+
+        whole = np.empty(self._length, np.uint64)
+        for page, start in zip(self._pages, self._starts, strict=True):
+            part = whole[start : start + len(page)]
+            part[:] = getattr(page, name)
+            setattr(page, name, part)
+
+    # -- a list --------------------------------------------------------------------------------------------------------
+
+    def _list(self) -> list[Event]:
+        """Turn pages into the plain list, for a change."""
+        if self._events is None:
+            self._events = list(self)
+            self._pages, self._starts, self._length = [], [], 0
+        return self._events
+
+    def __len__(self) -> int:
+        return self._length if self._events is None else len(self._events)
+
+    def __iter__(self) -> Iterator[Event]:
+        if self._events is not None:
+            yield from self._events
+            return
+        for page in self._pages:
+            for start in range(0, len(page), _CHUNK_EVENTS):
+                yield from _events_of(page, start, start + _CHUNK_EVENTS)
+
+    @overload
+    def __getitem__(self, place: SupportsIndex) -> Event: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> EventList: ...
+
+    def __getitem__(self, place: SupportsIndex | slice) -> Event | EventList:
+        if isinstance(place, slice):
+            return self._slice(place)
+        if self._events is not None:
+            return self._events[place]
+        number = place.__index__()
+        if number < 0:
+            number += self._length
+        if not 0 <= number < self._length:
+            raise IndexError("EventList index out of range")
+        page_number = bisect_right(self._starts, number) - 1
+        start = number - self._starts[page_number]
+        return _events_of(self._pages[page_number], start, start + 1)[0]
+
+    def _slice(self, place: slice) -> EventList:
+        if self._events is not None:
+            return EventList(self._events[place])
+        start, stop, step = place.indices(self._length)
+        if step != 1:
+            return EventList([self[number] for number in range(start, stop, step)])
+        events: list[Event] = []
+        for page, first in zip(self._pages, self._starts, strict=True):
+            events += _events_of(page, max(0, start - first), min(len(page), max(0, stop - first)))
+        return EventList(events)
+
+    @overload
+    def __setitem__(self, place: SupportsIndex, value: Event) -> None: ...
+
+    @overload
+    def __setitem__(self, place: slice, value: Iterable[Event]) -> None: ...
+
+    def __setitem__(self, place: SupportsIndex | slice, value: Event | Iterable[Event]) -> None:
+        if isinstance(place, slice):
+            self._list()[place] = [_checked(event) for event in value]  # type: ignore[union-attr]
+        else:
+            self._list()[place] = _checked(value)
+
+    def __delitem__(self, place: SupportsIndex | slice) -> None:
+        del self._list()[place]
+
+    def insert(self, index: SupportsIndex, value: Event) -> None:
+        """Insert an event before `index`."""
+        self._list().insert(index, _checked(value))
+
+    def append(self, value: Event) -> None:
+        """Add an event at the end."""
+        self._list().append(_checked(value))
+
+    def extend(self, values: Iterable[Event]) -> None:
+        """Add events at the end; those of another EventList without making them."""
+        if isinstance(values, EventList) and values._events is None and self._events is None:
+            for page in list(values._pages):
+                self.add_page(page)
+        else:
+            self._list().extend([_checked(event) for event in values])
+
+    def clear(self) -> None:
+        """Remove all events."""
+        self._pages, self._starts, self._length, self._events = [], [], 0, None
+        self.damages = []
+
+    def sort(self) -> None:
+        """Sort by time, client id, sequence number and record. A replay's result is sorted already."""
+        self._list().sort()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, EventList):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        if len(self) > 6:
+            return f"EventList(<{len(self)} events>)"
+        return f"EventList({list(self)!r})"
+
+    def __add__(self, other: EventList) -> EventList:
+        if not isinstance(other, EventList):
+            return NotImplemented
+        joined = EventList()
+        joined.extend(self)
+        joined.extend(other)
+        return joined
+
+    def __copy__(self) -> EventList:
+        return self + EventList()
+
+    def __reduce__(self) -> tuple[type[EventList], tuple[list[Event]]]:
+        return EventList, (list(self),)
+
+
+def _checked(event: object) -> Event:
+    if not isinstance(event, Event):
+        raise TypeError(f"an EventList holds events, not {type(event).__name__}")
+    return event
+
+
+def _events_of(page: Page, start: int, stop: int) -> list[Event]:
+    """Make the events of a part of a page. Collecting garbage meanwhile would cost more than making them."""
+    if start >= stop:
+        return []
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        records = page.records(start, stop)
+        columns = (column[start:stop].tolist() for column in (page.times, page.client_ids, page.sequences))
+        return make_events(*columns, records)
+    finally:
+        if collecting:
+            gc.enable()

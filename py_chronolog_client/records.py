@@ -1,0 +1,91 @@
+"""What may be logged, and the bytes that stand for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from py_chronolog_client.errors import RecordTooLargeError
+
+MISSING: Any = object()
+"""Default of a parameter that was not given."""
+
+Record = str | bytes | bytearray | memoryview
+
+
+def encode(record: Record, limit_bytes: int) -> bytes:
+    """Return the bytes of one record: a text's UTF-8, or bytes as they are.
+
+    Raises:
+        TypeError: the record is neither, or a text with lone surrogates, which has no UTF-8.
+        RecordTooLargeError: it is larger than `limit_bytes`.
+    """
+    if isinstance(record, str):
+        try:
+            data = record.encode()
+        except UnicodeEncodeError as error:
+            raise TypeError(
+                f"a text with the lone surrogate {error.object[error.start]!r} cannot be logged: log bytes instead"
+            ) from error
+    elif isinstance(record, (bytes, bytearray, memoryview)):
+        data = bytes(record)
+    else:
+        raise TypeError(f"a record is text or bytes, not {type(record).__name__}")
+    if len(data) > limit_bytes:
+        raise RecordTooLargeError(len(data), limit_bytes)
+    return data
+
+
+def the_one(event_string: Record, log_string: Record) -> Record:
+    """Return the argument of a `log_event` that was given under either of its two names."""
+    given = [argument for argument in (event_string, log_string) if argument is not MISSING]
+    if len(given) != 1:
+        raise TypeError(f"log_event() takes exactly one record, {len(given)} were given")
+    return given[0]
+
+
+def encode_batch(batch: Iterable[Record], limit_bytes: int) -> tuple[bytes, list[int]]:
+    """Return the records of a batch one after another, and the size of each in bytes.
+
+    Raises:
+        TypeError: the batch is a single record, or one of its items is no record; nothing is to be logged then.
+        RecordTooLargeError: an item is larger than `limit_bytes`.
+    """
+    if isinstance(batch, (str, bytes, bytearray, memoryview)):
+        raise TypeError("log_events() takes a sequence of records, not one record")
+    items: Sequence[Any] = batch if isinstance(batch, (list, tuple)) else list(batch)
+    try:
+        text = "".join(items)
+    except TypeError:
+        text = None
+    if text is not None and text.isascii():
+        payload, sizes_bytes = text.encode(), list(map(len, items))
+        if sizes_bytes and max(sizes_bytes) > limit_bytes:
+            raise RecordTooLargeError(max(sizes_bytes), limit_bytes)
+        return payload, sizes_bytes
+    records = [encode(item, limit_bytes) for item in items]
+    return b"".join(records), list(map(len, records))
+
+
+def pieces(
+    payload: bytes, sizes_bytes: Sequence[int], start: int, limit_events: int, limit_bytes: int
+) -> Iterator[tuple[bytes, Sequence[int]]]:
+    """Cut a batch, from record number `start` on, into batches within both limits.
+
+    A single record always fits: `limit_bytes` is at least the limit of a record.
+    """
+    if not start and len(sizes_bytes) <= limit_events and len(payload) <= limit_bytes:
+        yield payload, sizes_bytes
+        return
+    offset = sum(sizes_bytes[:start])
+    while start < len(sizes_bytes):
+        stop, end = start, offset
+        while (
+            stop < len(sizes_bytes)
+            and stop - start < limit_events
+            and end + sizes_bytes[stop] - offset <= limit_bytes
+        ):
+            end += sizes_bytes[stop]
+            stop += 1
+        yield payload[offset:end], sizes_bytes[start:stop]
+        start, offset = stop, end

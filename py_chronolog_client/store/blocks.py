@@ -1,0 +1,56 @@
+"""Reading blocks from a descriptor, believing nothing that a checksum does not confirm.
+
+Everything is read with pread: a file that is cut short or sits on a failing disk is then an error that can be reported,
+where a mapping would be a SIGBUS.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+
+from py_chronolog_client.store.format import HEADER_BYTES, BlockHeader
+
+_PIECE_BYTES = 2**20
+
+
+def read_header(descriptor: int, offset: int) -> BlockHeader | None:
+    """Read the header at `offset`, or return None where there is no valid one."""
+    return BlockHeader.unpack(os.pread(descriptor, HEADER_BYTES, offset))
+
+
+def read_exactly(descriptor: int, size_bytes: int, offset: int) -> bytes | None:
+    """Read `size_bytes` at `offset`, or return None where the file is shorter."""
+    data = os.pread(descriptor, size_bytes, offset)
+    while len(data) < size_bytes:
+        more = os.pread(descriptor, size_bytes - len(data), offset + len(data))
+        if not more:
+            return None
+        data += more
+    return data
+
+
+def checksum(descriptor: int, size_bytes: int, offset: int) -> int | None:
+    """Return the CRC-32 of a stretch of the file in bounded memory, or None where the file is shorter."""
+    crc = 0
+    while size_bytes:
+        piece = os.pread(descriptor, min(size_bytes, _PIECE_BYTES), offset)
+        if not piece:
+            return None
+        crc = zlib.crc32(piece, crc)
+        offset += len(piece)
+        size_bytes -= len(piece)
+    return crc
+
+
+def complete_block(descriptor: int, offset: int, client_id: int) -> BlockHeader | None:
+    """Return the header of the block at `offset` if the whole block is there and its checksums hold."""
+    header = read_header(descriptor, offset)
+    if header is None or header.client_id != client_id:
+        return None
+    columns_at = offset + HEADER_BYTES
+    if checksum(descriptor, header.columns_bytes, columns_at) != header.columns_crc:
+        return None
+    if checksum(descriptor, header.payload_bytes, columns_at + header.columns_bytes) != header.payload_crc:
+        return None
+    return header

@@ -1,0 +1,245 @@
+"""A story: the logs of all its clients, merged into pages in the order (time, client id, sequence).
+
+The merge goes through the story in windows of time. The windows are cut where blocks end, which the headers tell, so that each holds
+about a page of events; within a window every client's events are one slice of its sorted times, and one stable sort of
+the slices, laid side by side in the order of client ids, gives the order of the story. Blocks are read and checked ahead by a few
+threads: the checksums and the reads release the GIL.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport, Snapshot
+from py_chronolog_client.errors import DamageError, ReplayTimeoutError
+from py_chronolog_client.page import U64, Page
+from py_chronolog_client.store.clientlog import ClientLog
+from py_chronolog_client.store import acquisition
+from py_chronolog_client.store.stretch import Stretch
+
+PAGE_EVENTS = 2**18
+"""About how many events a page of a scan holds."""
+
+_WORKERS = 4
+_AHEAD = 8
+
+
+class StoryLog:
+    """The events of a story, up to the last `refresh`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.clients: dict[int, ClientLog] = {}
+
+    def refresh(self, report: ScanReport, clients: Sequence[int] | None = None) -> None:
+        """Learn what was written since the last time; only by `clients`, if they are given."""
+        wanted = acquisition.clients(self._directory) if clients is None else clients
+        for client_id in wanted:
+            if client_id not in self.clients:
+                self.clients[client_id] = ClientLog(self._directory, client_id)
+            self.clients[client_id].refresh(report)
+
+    def snapshot(self) -> Snapshot:
+        """Return the high-water mark of every client."""
+        return {client_id: log.end_sequence for client_id, log in self.clients.items()}
+
+    def pages(
+        self,
+        start_ns: int,
+        end_ns: int,
+        since: Snapshot,
+        until: Snapshot,
+        report: ScanReport,
+        deadline: float | None = None,
+    ) -> Iterator[Page]:
+        """Yield the events of `[start_ns, end_ns]` whose sequence numbers are from `since` up to `until` (not included)."""
+        cursors = []
+        for client_id in sorted(until.keys() & self.clients.keys()):
+            marks = since.get(client_id, 0), until[client_id]
+            stretches = [
+                stretch
+                for stretch in self.clients[client_id].stretches(*marks)
+                if stretch.first_time <= end_ns and stretch.last_time >= start_ns
+            ]
+            if stretches:
+                cursors.append(_Cursor(client_id, stretches, (start_ns, end_ns), marks))
+        with _Loader([stretch for cursor in cursors for stretch in cursor.stretches], report) as loader:
+            for parts in _windows(cursors, loader):
+                if deadline is not None and time.monotonic() > deadline:
+                    raise ReplayTimeoutError("the replay did not finish before its deadline")
+                if parts:
+                    yield _StoryPage(parts, self.clients)
+
+
+class _Part(NamedTuple):
+    """Consecutive events of one client within a window."""
+
+    client_id: int
+    times: U64
+    first_sequence: int
+    stretch: Stretch
+
+
+class _Cursor:
+    """Where the merge stands in the stretches of one client."""
+
+    __slots__ = ("_bounds_ns", "_first", "_marks", "_place", "_times", "client_id", "stretches")
+
+    def __init__(
+        self, client_id: int, stretches: list[Stretch], bounds_ns: tuple[int, int], marks: tuple[int, int]
+    ) -> None:
+        self.client_id = client_id
+        self.stretches = stretches
+        self._bounds_ns = bounds_ns
+        self._marks = marks
+        self._place = 0
+        self._times: U64 | None = None
+        self._first = 0
+
+    @property
+    def next_time(self) -> int | None:
+        """A time that no remaining event is before; None at the end."""
+        if self._times is not None:
+            return int(self._times[0])
+        return self.stretches[self._place].first_time if self._place < len(self.stretches) else None
+
+    def take(self, until_ns: int, loader: _Loader) -> Iterator[_Part]:
+        """Yield the events up to `until_ns`, included."""
+        while (time_ns := self.next_time) is not None and time_ns <= until_ns:
+            stretch = self.stretches[self._place]
+            if self._times is None:
+                self._first, self._times = self._restrict(stretch, loader.times(stretch))
+            count = int(np.searchsorted(self._times, np.uint64(until_ns), "right"))
+            if count:
+                yield _Part(self.client_id, self._times[:count], self._first, stretch)
+            if count < len(self._times):
+                self._first, self._times = self._first + count, self._times[count:]
+            else:
+                self._place, self._times = self._place + 1, None
+
+    def _restrict(self, stretch: Stretch, times: U64) -> tuple[int, U64]:
+        """Return the first sequence number and the times of the events that are wanted."""
+        start_ns, end_ns = self._bounds_ns
+        first = max(int(np.searchsorted(times, np.uint64(start_ns))), self._marks[0] - stretch.first_sequence)
+        stop = min(
+            int(np.searchsorted(times, np.uint64(end_ns), "right")), self._marks[1] - stretch.first_sequence
+        )
+        return stretch.first_sequence + first, times[first : max(first, stop)]
+
+
+def _windows(cursors: Sequence[_Cursor], loader: _Loader) -> Iterator[list[_Part]]:
+    """Go through all events in windows of time; yield each window's parts in the order of client ids."""
+    heap = [(cursor.next_time, place) for place, cursor in enumerate(cursors)]
+    heapq.heapify(heap)
+    for cut_ns in _cuts(stretch for cursor in cursors for stretch in cursor.stretches):
+        active = []
+        while heap and heap[0][0] <= cut_ns:  # type: ignore[operator]
+            active.append(heapq.heappop(heap)[1])
+        parts: list[_Part] = []
+        for place in sorted(active):
+            parts += cursors[place].take(cut_ns, loader)
+            if (time_ns := cursors[place].next_time) is not None:
+                heapq.heappush(heap, (time_ns, place))
+        yield parts
+
+
+def _cuts(stretches: Iterable[Stretch]) -> Iterator[int]:
+    """Yield rising times that cut the stretches into windows of about a page; the last is behind everything."""
+    events = 0
+    for last_time, count in sorted((s.last_time, s.end_sequence - s.first_sequence) for s in stretches):
+        events += count
+        if events >= PAGE_EVENTS:
+            yield last_time
+            events = 0
+    yield MAX_TIME_NS
+
+
+class _Loader:
+    """Loads and checks stretches, a few of them ahead of the merge."""
+
+    def __init__(self, stretches: list[Stretch], report: ScanReport) -> None:
+        self._order = sorted(stretches, key=lambda stretch: stretch.first_time)
+        self._report = report
+        self._next = 0
+        self._running: dict[Stretch, Future[U64]] = {}
+        workers = min(len(os.sched_getaffinity(0)), _WORKERS) if len(stretches) > 1 else 0
+        self._pool = ThreadPoolExecutor(workers, "chronolog-scan") if workers > 1 else None
+
+    def __enter__(self) -> _Loader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def times(self, stretch: Stretch) -> U64:
+        """Return the times of a stretch; none of them if it is damaged, which is noted in the report."""
+        try:
+            if self._pool is None:
+                return stretch.times()
+            while stretch not in self._running or len(self._running) < _AHEAD:
+                if self._next == len(self._order):
+                    break
+                ahead = self._order[self._next]
+                self._running[ahead] = self._pool.submit(ahead.times)
+                self._next += 1
+            return self._running.pop(stretch).result()
+        except DamageError as error:
+            self._report.damages.append(error)
+            self._report.missing += stretch.end_sequence - stretch.first_sequence
+            return np.empty(0, np.uint64)
+
+
+class _StoryPage(Page):
+    """A page of a scan: columns in memory, records where they are."""
+
+    __slots__ = ("_clients", "_parts")
+
+    def __init__(self, parts: list[_Part], clients: Mapping[int, ClientLog]) -> None:
+        total = sum(len(part.times) for part in parts)
+        times, client_ids, sequences = (np.empty(total, np.uint64) for _ in range(3))
+        start = 0
+        for part in parts:
+            stop = start + len(part.times)
+            times[start:stop] = part.times
+            client_ids[start:stop] = part.client_id
+            sequences[start:stop] = np.arange(part.first_sequence, part.first_sequence + stop - start, dtype=np.uint64)
+            start = stop
+        if any(part.client_id != parts[0].client_id for part in parts):
+            order = np.argsort(times, kind="stable")
+            times, client_ids, sequences = times[order], client_ids[order], sequences[order]
+        super().__init__(times, client_ids, sequences)
+        self._clients = clients
+        self._parts = [(len(part.times), part.stretch) for part in parts]
+
+    def records(self, start: int = 0, stop: int | None = None) -> list[bytes]:
+        sequences, client_ids = self.sequences[start:stop], self.client_ids[start:stop]
+        if not len(sequences):
+            return []
+        order = np.argsort(client_ids, kind="stable")
+        grouped = client_ids[order]
+        starts = [0, *(np.flatnonzero(grouped[1:] != grouped[:-1]) + 1).tolist(), len(order)]
+        found = np.empty(len(order), object)
+        for first, last in zip(starts, starts[1:], strict=False):
+            places = order[first:last]
+            found[places] = self._clients[int(grouped[first])].records(sequences[places])
+        records: list[bytes] = found.tolist()
+        return records
+
+    def windows_ns(self) -> U64:
+        windows = np.empty(len(self), np.uint64)
+        order = np.argsort(self.client_ids, kind="stable")  # puts the events back into the order of the parts
+        start = 0
+        for count, stretch in self._parts:
+            places = order[start : start + count]
+            windows[places] = stretch.windows_ns(self.times[places])
+            start += count
+        return windows

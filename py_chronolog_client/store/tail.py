@@ -1,0 +1,262 @@
+"""The tail: a small shared mapping that holds a client's newest events, and the right to write to it.
+
+How it works
+------------
+Appending must survive a SIGKILL at any instruction, cost no system call, and stay right when it is interrupted: by another thread, by
+a signal handler that logs, by an exception that a handler throws between any two bytecodes, by a fork. There is no lock that could be
+waited for in a signal handler, so interruption is made harmless instead of impossible:
+
+* All memory that an append touches is reached through the `memoryview`s of an **epoch**. A view can be *released*, and from then on
+  every use of it raises ValueError, inside one C call, before a byte moves. Releasing the views of an epoch therefore
+  **revokes** it: whatever code still holds it, at whatever bytecode it was stopped, can write nothing more.
+* At most one epoch may write. Whoever needs the tail and cannot have the present epoch makes a new one: it registers its own, then
+  revokes all others, and only then looks at the mapping to learn where the events end. The mapping is the truth; positions in
+  local variables are hints. Whoever was interrupted meets a released view, and tries again in the new epoch.
+* An event exists from the store of its end offset, one aligned 8-byte store through a view cast to "Q" and the last thing that an
+  append does with its epoch. So an append that fails has not happened, and trying again cannot double it.
+* The fast path is a generator, `appends`: CPython refuses to enter a running generator, so two appends never run in one epoch at a time,
+  and finding that out costs nothing. *Ending* the generator is the claim to its epoch: only one caller can do it.
+
+The same mechanism serves a full tail (the generator ends), a flush, a batch, a fork (the child revokes what it inherited) and the
+close. It rests on the GIL: `memoryview.release` and the stores must each be one uninterrupted step.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import NamedTuple
+
+from py_chronolog_client.clock import ClockModel
+from py_chronolog_client.store.format import (
+    HEADER_BYTES,
+    TAIL_CLOSED,
+    TAIL_STATE_BYTES,
+    TAIL_STATE_OFFSET,
+    TailHeader,
+    TailState,
+)
+from py_chronolog_client.store.root import StoreRoot
+from py_chronolog_client.store.segment import Segment
+
+TAIL_BYTES = 2**20
+"""Size of a tail. Its pages count as memory of the job where the tail lies on tmpfs."""
+TAIL_CAPACITY = 2**13
+"""Number of events that a tail holds at most."""
+
+_BASE_WORD = TAIL_STATE_OFFSET // 8
+_STATE_WORD = _BASE_WORD + 1
+_CLOCK = slice(TAIL_STATE_OFFSET + 16, TAIL_STATE_OFFSET + TAIL_STATE_BYTES)
+
+
+class Stored(NamedTuple):
+    """How far the events of a client are in blocks."""
+
+    sequence: int
+    segment: Segment
+    offset: int
+
+
+class Epoch:
+    """The right to write to a tail and to its segment, until it is revoked.
+
+    Attributes:
+        times: the index column of times, "Q".
+        ends: the index column of end offsets, "Q"; storing into it commits.
+        memory: the whole mapping, bytes; an index is an offset in the file.
+        words: the whole mapping, "Q".
+        header: 128 private bytes for a block header, part of every write to the segment, so that a revoked epoch cannot write there.
+        stored: which segment the next block goes to, at which offset, and the first sequence number that is in no block.
+        run: the generator of the fast path; whoever ends it has claimed the epoch.
+    """
+
+    __slots__ = ("ends", "header", "memory", "run", "stored", "times", "words")
+
+    def __init__(self, tail: Tail, stored: Stored) -> None:
+        layout = tail.layout
+        self.memory = memoryview(tail.mapping)
+        self.words = self.memory.cast("Q")
+        self.times = self.words[layout.times_offset // 8 :][: layout.capacity]
+        self.ends = self.words[layout.ends_offset // 8 :][: layout.capacity]
+        self.header = memoryview(bytearray(HEADER_BYTES))
+        self.stored = stored
+        self.run: Appends | None = None
+
+    def revoke(self) -> None:
+        """Make every further use of this epoch fail.
+
+        Raises:
+            BufferError: another thread is inside a system call with one of the views; it will come back.
+        """
+        self.ends.release()
+        self.times.release()
+        self.words.release()
+        self.memory.release()
+        self.header.release()
+
+    @property
+    def revoked(self) -> bool:
+        """Whether somebody has begun to revoke this epoch."""
+        try:
+            return not len(self.ends)
+        except ValueError:
+            return True
+
+
+class Claim:
+    """An epoch in which only the holder may write, and its first free slot (or one before it)."""
+
+    __slots__ = ("epoch", "slot")
+
+    def __init__(self, epoch: Epoch, slot: int) -> None:
+        self.epoch = epoch
+        self.slot = slot
+
+
+Appends = Generator[int, bytes, Claim]
+
+
+class Handover(Exception):  # noqa: N818 - a request to a generator, never an error
+    """Thrown into `appends` to end it between two events."""
+
+
+def appends(epoch: Epoch, slot: int, capacity: int, end: int, tick: Callable[[], int], offset_ns: int) -> Appends:
+    """Append every record that is sent, and yield its time: the fast path.
+
+    Ends when it is thrown `Handover`, when slots or payload have run out, or when its epoch is revoked, and then returns the claim. The
+    record that was sent at that moment is not stored.
+
+    Args:
+        epoch: the right to write.
+        slot: first free slot.
+        capacity: number of slots.
+        end: offset in the file behind the last record.
+        tick: the reading's tick.
+        offset_ns: the reading's offset.
+    """
+    memory, times, ends = epoch.memory, epoch.times, epoch.ends
+    time_ns = 0
+    try:
+        for slot in range(slot, capacity):  # noqa: B020 - the first free slot until there is none
+            record = yield time_ns
+            start = end
+            end += len(record)
+            memory[start:end] = record
+            times[slot] = time_ns = tick() + offset_ns
+            ends[slot] = end
+        yield time_ns
+    except Handover:
+        pass
+    except ValueError as error:
+        if not is_own(error):
+            raise
+    return Claim(epoch, slot)
+
+
+def is_own(error: BaseException) -> bool:
+    """Tell an error of this package from one that a signal handler threw into it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is None or str(trace.tb_frame.f_globals.get("__name__", "")).startswith(_PACKAGE)
+
+
+_PACKAGE = __name__.partition(".")[0] + ".store."
+
+
+class Tail:
+    """The mapped file. Knows the layout and the order of stores; who may write is the epochs' affair."""
+
+    def __init__(self, root: StoreRoot, path: Path, directory: Path | None, layout: TailHeader, state: TailState) -> None:
+        """Make the file and reserve its space.
+
+        Args:
+            root: the store.
+            path: its name in the story.
+            directory: where the file really lies, on a node-local file system; None for `path` itself.
+            layout: the constant part of its header.
+            state: the changing part of its header.
+
+        Raises:
+            OSError: there is no room, or the file system refuses.
+        """
+        self.layout = layout
+        self.path = path
+        self._real_path = path if directory is None else directory / f"{path.parent.name}-{path.name}"
+        making = self._real_path.with_name(f".{self._real_path.name}")
+        descriptor = root.create_file(making, os.O_RDWR)
+        try:
+            reserve(descriptor, layout.tail_bytes)
+            os.pwrite(descriptor, layout.pack(), 0)
+            os.pwrite(descriptor, state.pack(), TAIL_STATE_OFFSET)
+            self.mapping = mmap.mmap(descriptor, layout.tail_bytes)
+            os.rename(making, self._real_path)
+            if directory is not None:
+                os.symlink(self._real_path, path)
+        except BaseException:
+            for leftover in {making, self._real_path}:
+                leftover.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+        self._no_ends = bytes(8 * layout.capacity)
+
+    def base(self, epoch: Epoch) -> int:
+        """Return the sequence number of slot 0."""
+        return epoch.words[_BASE_WORD]
+
+    def first_free(self, epoch: Epoch, hint: int = 0) -> int:
+        """Return the first slot that is not committed; all slots before `hint` are known to be."""
+        ends, capacity = epoch.ends, self.layout.capacity
+        while hint < capacity and ends[hint]:
+            hint += 1
+        return hint
+
+    def end(self, epoch: Epoch, slot: int) -> int:
+        """Return the offset behind the last record before `slot`."""
+        return epoch.ends[slot - 1] if slot else self.layout.payload_offset
+
+    def clear(self, epoch: Epoch, slot: int) -> None:
+        """Forget what an interrupted batch left in the slots from `slot` on."""
+        offset = self.layout.ends_offset
+        epoch.memory[offset + 8 * slot : offset + 8 * self.layout.capacity] = self._no_ends[8 * slot :]
+
+    def recycle(self, epoch: Epoch, base: int, model: ClockModel) -> None:
+        """Start a new generation whose slot 0 has the sequence number `base`."""
+        epoch.ends[0] = 0
+        self.clear(epoch, 0)
+        epoch.memory[_CLOCK] = model.pack()
+        epoch.words[_BASE_WORD] = base
+
+    def mark_closed(self, epoch: Epoch) -> None:
+        """Say that nobody holds the story through this tail any more, though it still holds events."""
+        epoch.words[_STATE_WORD] = TAIL_CLOSED
+
+    def unmap(self) -> None:
+        """Let go of the mapping, after all epochs are revoked."""
+        self.mapping.close()
+
+    def remove(self) -> None:
+        """Delete the file."""
+        self._real_path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+
+
+def reserve(descriptor: int, size_bytes: int) -> None:
+    """Allocate every block of a new file, so that no later store can fail for want of room.
+
+    A store into a hole of a full file system is a SIGBUS. Where the file system cannot allocate, zeros are written.
+    """
+    try:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        zeros = bytes(2**16)
+        for offset in range(0, size_bytes, len(zeros)):
+            written = os.pwrite(descriptor, zeros[: size_bytes - offset], offset)
+            if written < min(len(zeros), size_bytes - offset):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error

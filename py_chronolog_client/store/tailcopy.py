@@ -1,0 +1,133 @@
+"""Copying the tail of a client that may be writing to it at this moment.
+
+The writer never waits for a reader. A copy is made with pread in the order of docs/format.md ("Reading a live tail") and is
+checked afterwards: if the tail was recycled meanwhile, it is made again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+
+import numpy as np
+
+from py_chronolog_client.errors import DamageError
+from py_chronolog_client.page import U64
+from py_chronolog_client.store import owner
+from py_chronolog_client.store.blocks import read_exactly
+from py_chronolog_client.store.format import (
+    TAIL_STATE_BYTES,
+    TAIL_STATE_OFFSET,
+    TAIL_STATIC_BYTES,
+    TailHeader,
+    TailState,
+)
+from py_chronolog_client.store.stretch import Descriptor, TailStretch
+
+TRUST_VARIABLE = "CHRONOLOG_TRUST_TAILS"
+_TRIES = 100
+
+
+class TailCopy:
+    """What a tail held at one moment.
+
+    Attributes:
+        end_sequence: the sequence number behind its last event: the client's high-water mark.
+        events: the events, or None where there are none.
+        disbelieved: whether they may be torn, because the tail is another boot's.
+    """
+
+    __slots__ = ("disbelieved", "end_sequence", "events")
+
+    def __init__(self, end_sequence: int, events: TailStretch | None, disbelieved: bool) -> None:
+        self.end_sequence = end_sequence
+        self.events = events
+        self.disbelieved = disbelieved
+
+
+def copy_tail(path: str, known_end: int = -1) -> TailCopy | None:
+    """Copy the tail at `path`, or return None where there is none.
+
+    Args:
+        path: file name.
+        known_end: if the tail ends at this sequence number, `events` is left None: nothing is new.
+
+    Raises:
+        DamageError: the file is no tail.
+    """
+    try:
+        file = Descriptor(path)
+    except FileNotFoundError:
+        return None
+    header = TailHeader.unpack(os.pread(file.number, TAIL_STATIC_BYTES, 0))
+    if header is None or os.fstat(file.number).st_size < header.tail_bytes:
+        raise DamageError(path, 0, "this is no tail, or it was cut short")
+    disbelieved = header.boot_id != owner.boot_id() and os.environ.get(TRUST_VARIABLE) != "1"
+    state = b""
+    for _ in range(_TRIES):
+        state = _read(file, TAIL_STATE_BYTES, TAIL_STATE_OFFSET)
+        ends = _words(file, header.capacity, header.ends_offset)
+        count = _committed(ends)
+        base = TailState.unpack(state).base
+        if not count or base + count == known_end:
+            return TailCopy(base + count, None, disbelieved)
+        _order_stores()
+        times = _words(file, count, header.times_offset)
+        end = min(int(ends[count - 1]), header.tail_bytes)
+        payload = _read(file, max(0, end - header.payload_offset), header.payload_offset)
+        again = _words(file, count, header.ends_offset)
+        if _read(file, TAIL_STATE_BYTES, TAIL_STATE_OFFSET) != state:
+            continue
+        count = _agreed(ends[:count], again)
+        ends, times = ends[:count], times[:count]
+        sound = (
+            count
+            and int(ends[0]) >= header.payload_offset
+            and int(ends[-1]) <= header.tail_bytes
+            and bool(np.all(ends[1:] >= ends[:-1]))
+            and bool(np.all(times[1:] >= times[:-1]))
+        )
+        if not sound:
+            raise DamageError(path, header.ends_offset, "times or ends decrease or leave the file")
+        clock = TailState.unpack(state).clock
+        return TailCopy(
+            base + count, TailStretch(base, clock, times, ends, payload, header.payload_offset), disbelieved
+        )
+    # The writer recycled its tail at every try: all that it held at the last one is in blocks.
+    return TailCopy(TailState.unpack(state).base, None, disbelieved)
+
+
+def _read(file: Descriptor, size_bytes: int, offset: int) -> bytes:
+    data = read_exactly(file.number, size_bytes, offset)
+    if data is None:
+        raise DamageError(file.path, offset, "the tail was cut short")
+    return data
+
+
+def _words(file: Descriptor, count: int, offset: int) -> U64:
+    return np.frombuffer(_read(file, 8 * count, offset), np.uint64)
+
+
+def _committed(ends: U64) -> int:
+    """Return the number of slots before the first that is 0."""
+    empty = ends == 0
+    first = int(np.argmax(empty))
+    return first if empty[first] else len(ends)
+
+
+def _agreed(ends: U64, again: U64) -> int:
+    """Return how many ends are the same in both readings: a word that was torn in the first is whole in the second."""
+    differ = ends != again
+    first = int(np.argmax(differ))
+    return first if differ[first] else len(ends)
+
+
+_MEMBARRIER = {"aarch64": 283, "riscv64": 283, "ppc64le": 365}.get(platform.machine())
+_MEMBARRIER_GLOBAL = 1
+
+
+def _order_stores() -> None:
+    """Make the writer's stores before a commit visible, on processors that may show the commit first."""
+    if _MEMBARRIER is not None:
+        ctypes.CDLL(None, use_errno=True).syscall(_MEMBARRIER, _MEMBARRIER_GLOBAL, 0)

@@ -1,0 +1,1 @@
+"""Tests of both packages; the folders below mirror theirs, and what tests share is in tests.support."""

@@ -1,0 +1,218 @@
+"""Clients that hold stories, other processes, and ways to stop one at any system call."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import pathlib
+import queue
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from py_chronolog_client.errors import ChronoLogError
+from py_chronolog_client.store import owner
+from py_chronolog_client.store.catalog import Catalog
+from py_chronolog_client.store.format import TAIL_CLOSED, TAIL_STATE_OFFSET, TailHeader, encode_record
+from py_chronolog_client.store.root import StoreRoot
+from tests.support import processes
+
+DEADLINE_S = 20.0
+NOBODY = 65534
+ELSEWHERE = {"host": "elsewhere", "boot_id": "11111111-2222-4333-8444-555555555555"}
+
+_spawn = multiprocessing.get_context("spawn")
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait for a condition, and fail when it does not come true."""
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.001)
+
+
+def open_catalog(path: str | os.PathLike[str], patience_s: float = 10.0) -> Catalog:
+    return Catalog(StoreRoot.open(path, create=True), patience_s=patience_s)
+
+
+# -- clients ---
+
+
+def make_segment(directory: pathlib.Path, client_id: int, description: dict[str, Any] | None = None) -> pathlib.Path:
+    fields = owner.describe_process() if description is None else description
+    path = directory / f"{client_id:016x}.log"
+    path.write_bytes(encode_record(client_id, 0, {**fields, "type": "client", "client_id": client_id}))
+    return path
+
+
+def make_tail(directory: pathlib.Path, client_id: int) -> pathlib.Path:
+    data = bytearray(8192)
+    header = TailHeader.layout(client_id, len(data), 16, owner.boot_id()).pack()
+    data[: len(header)] = header
+    making = directory / f".{client_id:016x}.tail"
+    making.write_bytes(data)
+    return making.rename(directory / f"{client_id:016x}.tail")
+
+
+def hold(directory: pathlib.Path, client_id: int, description: dict[str, Any] | None = None) -> None:
+    """Make the files of a client, by default of one in this process."""
+    make_segment(directory, client_id, description)
+    make_tail(directory, client_id)
+
+
+def close_tail(directory: pathlib.Path, client_id: int) -> None:
+    with open(directory / f"{client_id:016x}.tail", "r+b") as file:
+        file.seek(TAIL_STATE_OFFSET + 8)
+        file.write(TAIL_CLOSED.to_bytes(8, "little"))
+
+
+def acquire(catalog: Catalog, chronicle: str, story: str, client_id: int) -> pathlib.Path | None:
+    """Acquire a story as a client does; return its directory, or None if it was destroyed meanwhile."""
+    directory = None
+    try:
+        directory = catalog.ensure_story(chronicle, story, {})
+        hold(directory, client_id)
+        catalog.confirm_acquisition(directory, client_id)
+    except (LookupError, FileNotFoundError):
+        if directory is not None:
+            release(directory, client_id)
+            (directory / f"{client_id:016x}.log").unlink(missing_ok=True)
+        return None
+    return directory
+
+
+def release(directory: pathlib.Path, client_id: int) -> None:
+    (directory / f"{client_id:016x}.tail").unlink(missing_ok=True)
+
+
+def has_files(directory: pathlib.Path, client_id: int) -> bool:
+    return {f"{client_id:016x}.log", f"{client_id:016x}.tail"} <= set(os.listdir(directory))
+
+
+def error_of(action: Callable[[], object]) -> type[ChronoLogError] | None:
+    """Return the type of this package's error that an action raises, if any."""
+    try:
+        action()
+    except ChronoLogError as error:
+        return type(error)
+    return None
+
+
+# -- processes ---
+
+
+def as_nobody(function: Callable[[], object]) -> object:
+    """Run a function in a process that may do nothing special, and return what it returned: text, numbers, lists."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            try:
+                result = function()
+            except Exception as error:
+                result = repr(error)
+            os.write(writing, json.dumps(result).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as file:
+        data = file.read()
+    os.waitpid(pid, 0)
+    result: object = json.loads(data)
+    return result
+
+
+@contextlib.contextmanager
+def running(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
+    """Run a program that prints a line when it is ready; it is killed at the end of the block."""
+    argv = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=processes.child_environment()) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
+
+
+def race(*targets: tuple[Callable[..., Any], Any]) -> list[Any]:
+    """Run `function(barrier, *args)` for all targets at once, each in a process, and return the results in order."""
+    barrier = _spawn.Barrier(len(targets))
+    results: Any = _spawn.Queue()
+    started = [
+        _spawn.Process(target=_report, args=(results, number, barrier, function, args), daemon=True)
+        for number, (function, args) in enumerate(targets)
+    ]
+    try:
+        for process in started:
+            process.start()
+        found = {}
+        while len(found) < len(targets):
+            try:
+                number, result = results.get(timeout=DEADLINE_S)
+            except queue.Empty:
+                raise AssertionError(f"no result of {set(range(len(targets))) - set(found)}") from None
+            found[number] = result
+        for process in started:
+            process.join(DEADLINE_S)
+    finally:
+        for process in started:
+            process.kill()
+            process.join()
+            process.close()
+        results.close()
+    failures = [result for result in found.values() if isinstance(result, Exception)]
+    assert not failures, failures
+    return [found[number] for number in range(len(targets))]
+
+
+def _report(results: Any, number: int, barrier: Any, function: Callable[..., Any], args: Any) -> None:
+    try:
+        results.put((number, function(barrier, *args)))
+    except Exception as error:
+        results.put((number, error))
+
+
+# -- interruptions ---
+
+
+def interrupted(action: Callable[[], object], at: int, interruption: Callable[[], object]) -> int:
+    """Run `action`, and `interruption` just before its system call number `at`; return how many it made.
+
+    What counts is every call into Python's `posix` module, so every place is met where another process could come in
+    between.
+    """
+    calls = 0
+
+    def watch(_frame: object, event: str, function: Any) -> None:
+        nonlocal calls
+        if event == "c_call" and function.__module__ == "posix":
+            if calls == at:
+                interruption()
+            calls += 1
+
+    sys.setprofile(watch)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def killed(action: Callable[[], object], at: int) -> bool:
+    """Run `action` in a process that dies just before its system call number `at`; return False if it ended before."""
+    pid = os.fork()
+    if not pid:
+        try:
+            interrupted(action, at, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])

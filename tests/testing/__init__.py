@@ -1,0 +1,1 @@
+"""Tests of `py_chronolog_client.testing`."""
