@@ -38,6 +38,7 @@ class EventList(MutableSequence[Event]):
         self._pages: list[Page] = []
         self._starts: list[int] = []
         self._length = 0
+        self._columns: dict[str, U64] = {}
         self._events: list[Event] | None = None
         self.damages: list[DamageError] = []
         items = list(events)
@@ -110,14 +111,12 @@ class EventList(MutableSequence[Event]):
 
         if self._events is not None:
             return np.array([of_event(event) for event in self._events], np.uint64)
-        if not self._pages:
-            return np.empty(0, np.uint64)
-        if len(self._pages) > 1 and getattr(self._pages[0], name).base is None:
-            self._join(name)
-        first: U64 = getattr(self._pages[0], name)
-        return first if len(self._pages) == 1 else first.base  # type: ignore[return-value]
+        column = self._columns.get(name)
+        if column is None or len(column) != self._length:
+            column = self._columns[name] = self._join(name)
+        return column
 
-    def _join(self, name: str) -> None:
+    def _join(self, name: str) -> U64:
         """Put one column of all pages into one array, of which the pages keep views: it is never held twice."""
         import numpy as np
 
@@ -126,6 +125,7 @@ class EventList(MutableSequence[Event]):
             part = whole[start : start + len(page)]
             part[:] = getattr(page, name)
             setattr(page, name, part)
+        return whole
 
     # -- a list --------------------------------------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ class EventList(MutableSequence[Event]):
         """Turn pages into the plain list, for a change."""
         if self._events is None:
             self._events = list(self)
-            self._pages, self._starts, self._length = [], [], 0
+            self._forget_pages()
         return self._events
 
     def __len__(self) -> int:
@@ -211,8 +211,12 @@ class EventList(MutableSequence[Event]):
 
     def clear(self) -> None:
         """Remove all events."""
-        self._pages, self._starts, self._length, self._events = [], [], 0, None
+        self._forget_pages()
+        self._events = None
         self.damages = []
+
+    def _forget_pages(self) -> None:
+        self._pages, self._starts, self._length, self._columns = [], [], 0, {}
 
     def sort(self) -> None:
         """Sort by time, client id, sequence number and record. A replay's result is sorted already."""

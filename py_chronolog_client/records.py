@@ -36,12 +36,15 @@ def encode(record: Record, limit_bytes: int) -> bytes:
     return data
 
 
-def the_one(event_string: Record, log_string: Record) -> Record:
+def the_one(event_string: Record, log_string: Record | None) -> Record:
     """Return the argument of a `log_event` that was given under either of its two names."""
-    given = [argument for argument in (event_string, log_string) if argument is not MISSING]
-    if len(given) != 1:
-        raise TypeError(f"log_event() takes exactly one record, {len(given)} were given")
-    return given[0]
+    if log_string is None or log_string is MISSING:
+        if event_string is MISSING:
+            raise TypeError("log_event() takes one record, none was given")
+        return event_string
+    if event_string is not MISSING:
+        raise TypeError("log_event() takes one record, two were given")
+    return log_string
 
 
 def encode_batch(batch: Iterable[Record], limit_bytes: int) -> tuple[bytes, list[int]]:

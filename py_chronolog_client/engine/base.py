@@ -97,7 +97,7 @@ class Writer(ABC):
         """The client id of the events that this process logs."""
 
     @abstractmethod
-    def log_event(self, event_string: str | bytes = ..., log_string: str | bytes = ...) -> int:
+    def log_event(self, event_string: str | bytes = ..., log_string: str | bytes | None = None) -> int:
         """Append one event and return its time in ns, or 0 if it was refused.
 
         The parameter has both of the names that ChronoLog uses; give one of them.

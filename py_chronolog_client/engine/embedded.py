@@ -21,7 +21,7 @@ from py_chronolog_client.engine.base import (
     Writer,
     WriterOptions,
 )
-from py_chronolog_client.errors import InvalidArgumentError, NotFoundError
+from py_chronolog_client.errors import ClosedError, InvalidArgumentError, NotFoundError
 from py_chronolog_client.store.catalog import Catalog
 from py_chronolog_client.store.records import read_client_record
 from py_chronolog_client.store.root import StoreRoot
@@ -56,13 +56,14 @@ class EmbeddedEngine(Engine):
             StoreVersionError: the store is newer than this software.
             NotAuthorizedError: this user may not use it.
         """
-        self._catalog = Catalog(StoreRoot.open(directory, create=create))
+        self._open_catalog: Catalog | None = Catalog(StoreRoot.open(directory, create=create))
+        self._directory = self._open_catalog.root.path
         self._followed: dict[tuple[str, str], tuple[Path, StoryLog]] = {}
 
     @property
     def directory(self) -> Path:
         """The directory of the store."""
-        return self._catalog.root.path
+        return self._directory
 
     def create_chronicle(self, chronicle: str, attributes: Mapping[str, str]) -> None:
         self._catalog.create_chronicle(chronicle, attributes)
@@ -94,7 +95,7 @@ class EmbeddedEngine(Engine):
             directory = self._catalog.ensure_story(chronicle, story, attributes)
             try:
                 return Appender(self._catalog, directory, options, tail_directory())
-            except NotFoundError:  # somebody has destroyed the story meanwhile: make it again, if the chronicle is there
+            except (NotFoundError, FileNotFoundError):  # somebody has destroyed the story meanwhile: make it again, if the chronicle is there
                 continue
 
     def clients(self, chronicle: str, story: str) -> dict[int, dict[str, Any]]:
@@ -152,7 +153,14 @@ class EmbeddedEngine(Engine):
             time.sleep(_POLL_S)
 
     def close(self) -> None:
-        self._followed.clear()
+        self._open_catalog = None
+        self._followed = {}
+
+    @property
+    def _catalog(self) -> Catalog:
+        if self._open_catalog is None:
+            raise ClosedError("the engine was closed")
+        return self._open_catalog
 
     def _story_log(self, chronicle: str, story: str) -> StoryLog:
         from py_chronolog_client.store.storylog import StoryLog

@@ -49,8 +49,8 @@ longer than the lease counts as dead while it is not. A client stopped so loses 
 stopped so finds its claim gone, unless it was stopped exactly between the touch and the rename, where it
 has touched its claim a moment ago.
 
-On a network file system that caches directories (NFS), both look with a fresh `open` of the directory,
-which asks the server.
+A network file system may cache what a directory holds (NFS). Opening the directory makes it ask the server,
+so both look only after they have opened the directories that matter, from above to below.
 """
 
 from __future__ import annotations
@@ -128,11 +128,8 @@ def confirm(story_directory: Path, client_id: int, patience_s: float) -> None:
         OSError: the directories cannot be read.
     """
     await_destroyers((story_directory.parent.parent, story_directory), patience_s)
-    try:
-        names = os.listdir(story_directory)
-    except (FileNotFoundError, NotADirectoryError):
-        names = []
-    if f"{client_id:016x}.tail" not in names or client_id not in _segments(names):
+    made = (story_directory / f"{client_id:016x}{suffix}" for suffix in (".log", ".tail"))
+    if not all(map(os.path.lexists, made)):
         raise NotFoundError(
             f"{story_directory}: the story was destroyed while it was acquired: acquire it again"
         )
@@ -160,22 +157,7 @@ def living_destroyer(directory: Path) -> dict[str, Any] | None:
     Raises:
         OSError: the directory cannot be read.
     """
-    try:
-        outer = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        # Through the descriptor: opening a directory is what makes NFS forget which names were missing.
-        inner = os.open(DESTROYING, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=outer)
-    except FileNotFoundError:
-        return None
-    finally:
-        os.close(outer)
-    try:
-        names = os.listdir(inner)
-    finally:
-        os.close(inner)
-    for name in names:
+    for name in _claims(directory):
         path = directory / DESTROYING / name
         description = {} if name.startswith(".") else _read_claim(path)
         if description is None:
@@ -283,6 +265,23 @@ def _newest(paths: Iterable[Path]) -> Path | None:
         with suppress(OSError):
             times[path] = os.lstat(path).st_mtime_ns
     return max(times, key=times.__getitem__, default=None)
+
+
+def _claims(directory: Path) -> list[str]:
+    """Return the names in the `destroying` of a directory."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    opened: list[int] = []
+    try:
+        # Step by step: opening a directory is what makes NFS ask the server which names it has.
+        opened.append(os.open(directory.parent, flags))
+        opened.append(os.open(directory.name, flags, dir_fd=opened[-1]))
+        opened.append(os.open(DESTROYING, flags | os.O_NOFOLLOW, dir_fd=opened[-1]))
+        return os.listdir(opened[-1])
+    except FileNotFoundError:
+        return []
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def _read_claim(path: Path) -> dict[str, Any] | None:

@@ -15,45 +15,43 @@ import sys
 import threading
 import time
 import weakref
-import zlib
 from array import array
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from py_chronolog_client.clock import Clock
 from py_chronolog_client.engine.base import Writer, WriterOptions, WriterStatistics
-from py_chronolog_client.errors import ChronoLogError
+from py_chronolog_client.errors import ChronoLogError, ClosedError
 from py_chronolog_client.identity import new_client_id
 from py_chronolog_client.records import MISSING, Record, encode, encode_batch, pieces, the_one
 from py_chronolog_client.store import owner
-from py_chronolog_client.store.blocks import complete_block
 from py_chronolog_client.store.catalog import Catalog
 from py_chronolog_client.store.format import (
-    KIND_EVENTS,
     MAX_PAYLOAD_BYTES,
     MAX_RECORD_BYTES,
     TAIL_OPEN,
-    BlockHeader,
     TailHeader,
     TailState,
     encode_record,
-    padding,
 )
 from py_chronolog_client.store.losses import Losses
-from py_chronolog_client.store.segment import Segment, write_whole
+from py_chronolog_client.store.pen import Pen, Stored
+from py_chronolog_client.store.segment import Segment
 from py_chronolog_client.store.tail import (
+    RESERVE_BYTES,
+    RESERVE_EVENTS,
     TAIL_BYTES,
     TAIL_CAPACITY,
     Claim,
     Epoch,
     Handover,
-    Stored,
     Tail,
     appends,
     is_own,
+    is_revocation,
 )
 
 logger = logging.getLogger("py_chronolog_client")
@@ -85,10 +83,11 @@ class Appender(Writer):
         self._directory = directory
         self._tail_directory = tail_directory
         self._options = options
-        self._reading = options.clock.reading().not_before(0)
-        self._politeness = threading.RLock()
+        self._reading = options.clock.reading().not_before(1)
+        self._politeness = threading.Lock()
+        self._inside: set[int] = set()
         self._losses = Losses()
-        self._closed = self._finished = False
+        self._closed = False
         self._retry_at_ns = 0
         self._refused_errno = 0
         self.log_event, self._publish = _fast_path(self._resume)  # type: ignore[method-assign]
@@ -103,18 +102,19 @@ class Appender(Writer):
             self._transact(lambda claim: 0)
         return self._client_id
 
-    def log_event(self, event_string: str | bytes = MISSING, log_string: str | bytes = MISSING) -> int:
+    def log_event(self, event_string: str | bytes = MISSING, log_string: str | bytes | None = None) -> int:
         raise AssertionError("replaced by the fast path of each appender")  # pragma: no cover
 
     def log_events(self, batch: Sequence[str | bytes]) -> int:
         return self._append(*encode_batch(batch, MAX_RECORD_BYTES))
 
     def flush(self, timeout_s: float | None = None) -> int:
-        if not self._closed:
-            try:
-                self._transact(self._flush)
-            except OSError as error:
-                logger.warning("%s: flush failed, the events stay in the tail: %s", self._tail.path, error)
+        try:
+            self._transact(self._flush)
+        except ClosedError:
+            pass
+        except OSError as error:
+            logger.warning("%s: flush failed, the events stay in the tail: %s", self._tail.path, error)
         return self._first_sequence + self.statistics().acknowledged
 
     def use_clock(self, clock: Clock) -> None:
@@ -127,18 +127,23 @@ class Appender(Writer):
         self._transact(operation)
 
     def statistics(self) -> WriterStatistics:
-        next_sequence = self._next_sequence if self._closed else self._transact(self._count)
+        try:
+            next_sequence = self._transact(self._count)
+        except ClosedError:
+            next_sequence = self._next_sequence
         acknowledged = next_sequence if self._options.durability == "process" else self._acknowledged
         first = self._first_sequence
         return WriterStatistics(next_sequence - first, acknowledged - first, self._losses.by_reason())
 
     def close(self, reason: str = "released") -> None:
-        if self._finished:
-            return
         if not self._forked:
-            self._transact(lambda claim: self._say_goodbye(claim, reason))
+            try:
+                self._transact(lambda claim: self._say_goodbye(claim, reason))
+            except ClosedError:
+                return
+            self._released = True
             self._let_go()
-        self._closed = self._finished = True
+        self._closed = self._released = True
 
     # -- opening and closing -------------------------------------------------------------------------------------------
 
@@ -165,10 +170,10 @@ class Appender(Writer):
         self._client_id = client_id
         self._first_sequence = self._next_sequence = self._acknowledged = first
         self._segments = [segment]
-        self._epochs: dict[Epoch, None] = {}
-        self._forked = False
-        epoch = Epoch(tail, Stored(first, segment, segment.start))
-        self._epochs[epoch] = None
+        self._pens: dict[Pen, None] = {Pen(Stored(first, segment, segment.start)): None}
+        epoch = Epoch(tail)
+        self._epochs: dict[Epoch, None] = {epoch: None}
+        self._forked = self._released = False
         self._free(Claim(epoch, 0))
 
     def _say_goodbye(self, claim: Claim, reason: str) -> int:
@@ -181,13 +186,13 @@ class Appender(Writer):
         try:
             self._flush(claim)
             self._next_sequence = self._count(claim)
-            stored = claim.epoch.stored
-            fields = {"type": "close", "reason": reason, "closed_ns": self._now()}
-            fields |= {"next_sequence": stored.sequence, "lost": self._losses.by_reason()}
-            block = encode_record(self._client_id, stored.sequence, fields)
-            write_whole(stored.segment.descriptor, [block], stored.offset)
-            if self._options.durability == "node":
-                stored.segment.sync(stored.offset)
+            with self._pen() as pen:
+                fields = {"type": "close", "reason": reason, "closed_ns": self._now()}
+                fields |= {"next_sequence": self._next_sequence, "lost": self._losses.by_reason()}
+                pen.write_record(self._client_id, fields)
+                if self._options.durability == "node":
+                    assert pen.stored is not None
+                    pen.stored.segment.sync(pen.stored.offset)
         except OSError as error:
             logger.warning("%s: closed, but the last events stay in the tail: %s", self._tail.path, error)
             self._next_sequence = self._count(claim)
@@ -199,10 +204,10 @@ class Appender(Writer):
     def _let_go(self) -> None:
         """Give up the mapping and the files, not the events."""
         owner.heartbeat.unwatch(self._segments[0].path)
-        for epoch in list(self._epochs):
+        for right in [*self._pens, *self._epochs]:
             # One view may be in use by a thread that was not inherited, or by one that is about to find out.
             with suppress(BufferError):
-                epoch.revoke()
+                right.revoke()
         with suppress(BufferError):
             self._tail.unmap()
         for segment in self._segments:
@@ -210,14 +215,15 @@ class Appender(Writer):
 
     def after_fork_in_child(self) -> None:
         """Make everything that was inherited useless; the next call opens a client of this process."""
-        self._politeness = threading.RLock()
+        self._politeness = threading.Lock()
+        self._inside = set()
         if not self._closed and not self._forked:
             self._forked = True
             self._let_go()
 
     # -- the way of a call that the fast path cannot serve -------------------------------------------------------------
 
-    def _resume(self, event_string: Record, log_string: Record, trouble: Exception) -> int:
+    def _resume(self, event_string: Record, log_string: Record | None, trouble: Exception) -> int:
         """Do a `log_event` whose fast path raised `trouble`."""
         if not is_own(trouble):
             raise trouble
@@ -252,11 +258,10 @@ class Appender(Writer):
                 left -= len(piece_sizes)
             return time_ns
 
-        if self._finished:
-            self._losses.add("closed", left)
-            return 0
         try:
             return self._transact(operation, claim)
+        except ClosedError:
+            self._losses.add("closed", left)
         except OSError as error:
             self._losses.add(errno.errorcode.get(error.errno or 0, "EIO"), left)
         except ChronoLogError:
@@ -264,62 +269,62 @@ class Appender(Writer):
         return 0
 
     def _transact(self, operation: Callable[[Claim], int], claim: Claim | None = None) -> int:
-        """Run `operation` with the tail to itself, again whenever it was revoked before it was done."""
-        polite = self._politeness.acquire(timeout=_POLITENESS_S)
+        """Run `operation` with the tail to itself, again whenever it was revoked before it was done.
+
+        Threads queue up for that, but only out of politeness: who interrupted his own thread in here must not wait at all.
+        """
+        me = threading.get_ident()
+        interrupting = me in self._inside
+        polite = False
+        self._inside.add(me)
         try:
+            if not interrupting:
+                polite = self._politeness.acquire(timeout=_POLITENESS_S)
             while True:
+                if self._released:
+                    raise ClosedError(f"{self._segments[0].path}: this handle was released")
                 if self._forked:
                     self._open(new_client_id(), {**self._options.description, "parent_client_id": self._client_id})
+                    claim = None
                 try:
-                    claim = self._claim(claim)
-                    try:
-                        return operation(claim)
-                    finally:
+                    claim = self._claim(claim, 0.0 if interrupting else _HANDOVER_S)
+                    result = operation(claim)
+                except BaseException as error:
+                    if is_revocation(error) or (self._released and isinstance(error, ValueError) and is_own(error)):
+                        continue
+                    if claim is not None:
                         self._free(claim)
-                except ValueError as error:
-                    if claim is None or not claim.epoch.revoked or not is_own(error):
-                        raise
+                    raise
+                self._free(claim)
+                return result
         finally:
+            if not interrupting:
+                self._inside.discard(me)
             if polite:
                 self._politeness.release()
 
-    def _claim(self, claim: Claim | None) -> Claim:
-        """Return the sole right to write: by asking for it, or by revoking it from whoever has it."""
+    def _claim(self, claim: Claim | None, patience_s: float) -> Claim:
+        """Return the sole right to write to the tail: by asking for it, or by revoking it from whoever has it."""
         if claim is not None and not claim.epoch.revoked:
             return claim
         for epoch in list(self._epochs):
-            claim = _ask(epoch)
+            claim = _ask(epoch, patience_s)
             if claim is not None and not epoch.revoked:
                 return claim
-        epoch = Epoch(self._tail, Stored(-1, self._segments[0], 0))
-        self._epochs[epoch] = None
-        others = [other for other in self._epochs if other is not epoch]
-        deadline = time.monotonic() + PATIENCE_S
-        for other in others:
-            while not _revoke(other):
-                if time.monotonic() > deadline:
-                    self._epochs.pop(epoch, None)
-                    raise OSError(errno.EBUSY, "another call is held up in the file system")
-                time.sleep(0.001)
-        epoch.stored = max((other.stored for other in others), key=_progress)
-        for other in others:
-            self._epochs.pop(other, None)
-        return Claim(epoch, self._settle(epoch))
+        epoch = Epoch(self._tail)
+        _replace(self._epochs, epoch)
+        if any(pen.direct for pen in list(self._pens)):
+            self._new_pen().busy = False
+        return Claim(epoch, self._settle(epoch), urgent=True)
 
     def _settle(self, epoch: Epoch) -> int:
         """Finish what a revoked epoch may have left half done; return the first free slot."""
-        sequence, segment, offset = epoch.stored
-        while header := complete_block(segment.descriptor, offset, self._client_id):
-            if header.first_sequence != sequence:
-                break
-            offset += header.block_bytes
-            sequence = header.end_sequence
-        epoch.stored = Stored(sequence, segment, offset)
         tail = self._tail
-        if sequence > tail.base(epoch):
-            tail.recycle(epoch, sequence, self._reading.model)
-            return 0
         slot = tail.first_free(epoch)
+        stored = self._progress().sequence
+        if tail.base(epoch) + slot <= stored:
+            tail.recycle(epoch, stored, self._reading.model)
+            return 0
         tail.clear(epoch, slot)
         return slot
 
@@ -330,16 +335,40 @@ class Appender(Writer):
             slot = tail.first_free(epoch, claim.slot)
             end = tail.end(epoch, slot)
         except ValueError as error:
-            if epoch.revoked and is_own(error):
-                return
+            if is_revocation(error):
+                return  # whoever did it has let the fast path go on
             raise
         if self._closed:
             return
-        run = appends(epoch, slot, tail.layout.capacity, end, reading.tick, reading.offset_ns)
+        capacity = tail.layout.capacity - RESERVE_EVENTS
+        run = appends(epoch, slot, capacity, end, reading.tick, reading.offset_ns)
         run.send(None)  # type: ignore[arg-type]
         epoch.run = run
         self._send = run.send
         self._publish(run.send)
+
+    def _progress(self) -> Stored:
+        """Return how far the events are in blocks, as far as anybody has noted it."""
+        known = [pen.stored for pen in list(self._pens) if pen.stored is not None]
+        return max(known, key=lambda stored: (stored.sequence, stored.segment.number, stored.offset))
+
+    @contextmanager
+    def _pen(self) -> Iterator[Pen]:
+        """Take the pen, or a new one if somebody else has it in his hands."""
+        pen = next(reversed(self._pens))
+        if pen.busy or pen.revoked:
+            pen = self._new_pen()
+        pen.busy = True
+        yield pen
+        pen.busy = False
+
+    def _new_pen(self) -> Pen:
+        pen = Pen(None)
+        _replace(self._pens, pen, self._look)
+        return pen
+
+    def _look(self, pen: Pen) -> None:
+        pen.look(self._progress(), self._client_id)
 
     # -- what is done with a claim -------------------------------------------------------------------------------------
 
@@ -353,38 +382,59 @@ class Appender(Writer):
     def _flush(self, claim: Claim) -> int:
         """Move the tail to a block and, for durability "node", bring it to the device."""
         self._roll(claim)
-        stored = claim.epoch.stored
-        if self._options.durability == "node":
+        if self._options.durability == "process":
+            return 0
+        with self._pen() as pen:
+            assert pen.stored is not None
+            sequence, segment, offset = pen.stored
             try:
-                stored.segment.sync(stored.offset)
+                segment.sync(offset)
             except OSError as error:
-                logger.warning("%s: sync failed (%s), going on in a new segment", stored.segment.path, error)
-                segment, offset = stored.segment.successor(stored.offset)
+                logger.warning("%s: sync failed (%s), going on in a new segment", segment.path, error)
+                segment, offset = segment.successor(offset)
                 self._segments.append(segment)
-                claim.epoch.stored = Stored(stored.sequence, segment, offset)
-        self._acknowledged = max(self._acknowledged, stored.sequence)
-        return stored.sequence
+                pen.stored = Stored(sequence, segment, offset)
+        self._acknowledged = max(self._acknowledged, sequence)
+        return 0
 
     def _put(self, claim: Claim, payload: bytes, sizes_bytes: Sequence[int]) -> int:
         """Store a batch that fits a block; return its time. The commit is the last thing that can fail."""
         tail, epoch, count = self._tail, claim.epoch, len(sizes_bytes)
-        layout = tail.layout
-        slot = claim.slot = tail.first_free(epoch, claim.slot)
+        capacity, limit = tail.layout.capacity, tail.layout.tail_bytes
+        if not claim.urgent:
+            capacity, limit = capacity - RESERVE_EVENTS, limit - RESERVE_BYTES
+        slot = tail.first_free(epoch, claim.slot)
         end = tail.end(epoch, slot)
-        if slot + count > layout.capacity or end + len(payload) > layout.tail_bytes:
+        if slot + count > capacity or end + len(payload) > limit:
             self._roll(claim)
-            slot, end = 0, layout.payload_offset
+            slot, end = 0, tail.layout.payload_offset
+        if count > capacity or end + len(payload) > limit:
+            return self._put_block(epoch, payload, sizes_bytes)
         time_ns = self._now()
-        if count > layout.capacity or end + len(payload) > layout.tail_bytes:
-            times, ends = array("Q", [time_ns]) * count, array("Q", accumulate(sizes_bytes))
-            self._write_block(epoch, memoryview(times), memoryview(ends), memoryview(payload), origin=0)
-            tail.recycle(epoch, epoch.stored.sequence, self._reading.model)
-        elif count:
+        if count:
             epoch.memory[end : end + len(payload)] = payload
             epoch.times[slot : slot + count] = array("Q", [time_ns]) * count
             ends = array("Q", accumulate(sizes_bytes, initial=end))
             epoch.ends[slot + 1 : slot + count] = ends[2:]
             epoch.ends[slot] = ends[1]
+        return time_ns
+
+    def _put_block(self, epoch: Epoch, payload: bytes, sizes_bytes: Sequence[int]) -> int:
+        """Store a batch as a block of its own, behind an empty tail."""
+        time_ns = self._now()
+        times, ends = array("Q", [time_ns]) * len(sizes_bytes), array("Q", accumulate(sizes_bytes))
+        columns = memoryview(times), memoryview(ends), memoryview(payload)
+        with self._pen() as pen:
+            pen.direct = True
+            self._write(pen, *columns, origin=0, tokens=(epoch.token,))
+            pen.direct = False
+            assert pen.stored is not None
+            sequence = pen.stored.sequence
+        try:
+            self._tail.recycle(epoch, sequence, self._reading.model)
+        except ValueError as error:
+            if not is_revocation(error):  # otherwise the revoker has seen the block and recycled the tail
+                raise
         return time_ns
 
     def _roll(self, claim: Claim) -> None:
@@ -394,52 +444,49 @@ class Appender(Writer):
             OSError: the file system refused; the events are still in the tail.
         """
         tail, epoch = self._tail, claim.epoch
-        slot = tail.first_free(epoch, claim.slot)
-        if slot:
-            start, end = tail.layout.payload_offset, tail.end(epoch, slot)
-            self._write_block(epoch, epoch.times[:slot], epoch.ends[:slot], epoch.memory[start:end], start)
-            tail.recycle(epoch, epoch.stored.sequence, self._reading.model)
-            claim.slot = 0
+        slot, base = tail.first_free(epoch, claim.slot), tail.base(epoch)
+        if not slot:
+            return
+        with self._pen() as pen:
+            assert pen.stored is not None
+            done = pen.stored.sequence - base
+            if done < slot:
+                start, stop = tail.end(epoch, done), tail.end(epoch, slot)
+                self._write(pen, epoch.times[done:slot], epoch.ends[done:slot], epoch.memory[start:stop], start)
+        claim.slot = 0
+        tail.recycle(epoch, base + slot, self._reading.model)
 
-    def _write_block(
-        self, epoch: Epoch, times: memoryview, ends: memoryview, payload: memoryview, origin: int
+    def _write(
+        self,
+        pen: Pen,
+        times: memoryview,
+        ends: memoryview,
+        payload: memoryview,
+        origin: int,
+        tokens: Sequence[memoryview] = (),
     ) -> None:
+        """Write a block, unless the file system has just refused one."""
         if time.monotonic_ns() < self._retry_at_ns:
             raise OSError(self._refused_errno, os.strerror(self._refused_errno))
-        sequence, segment, offset = epoch.stored
-        header = BlockHeader(
-            kind=KIND_EVENTS,
-            client_id=self._client_id,
-            first_sequence=sequence,
-            count=len(times),
-            columns_crc=zlib.crc32(ends, zlib.crc32(times)),
-            payload_crc=zlib.crc32(payload),
-            payload_bytes=payload.nbytes,
-            origin=origin,
-            first_time=times[0],
-            last_time=times[-1],
-            clock=self._reading.model,
-        )
-        header.pack_into(epoch.header)
-        zeros = padding(epoch.header.nbytes + header.columns_bytes + header.payload_bytes)
         try:
-            size_bytes = write_whole(segment.descriptor, [epoch.header, times, ends, payload, zeros], offset)
+            pen.write(self._client_id, times, ends, payload, origin, self._reading.model, tokens)
         except OSError as error:
             self._refused_errno = error.errno or errno.EIO
             self._retry_at_ns = time.monotonic_ns() + int(RETRY_S * 1e9)
             raise
-        epoch.stored = Stored(header.end_sequence, segment, offset + size_bytes)
 
 
 def _fast_path(
-    resume: Callable[[Record, Record, Exception], int],
+    resume: Callable[[Record, Record | None, Exception], int],
 ) -> tuple[Callable[..., int], Callable[[Callable[[bytes], int]], None]]:
     """Return `log_event`, and the function that tells it where the events go from now on."""
     send: Callable[[bytes], int]
 
-    def log_event(event_string: str | bytes = MISSING, log_string: str | bytes = MISSING) -> int:
+    def log_event(event_string: str | bytes = MISSING, log_string: str | bytes | None = None) -> int:
         try:
-            return send(event_string.encode())  # type: ignore[union-attr]
+            if log_string is None:
+                return send(event_string.encode())  # type: ignore[union-attr]
+            return resume(event_string, log_string, AttributeError())
         except (StopIteration, ValueError, AttributeError) as trouble:
             return resume(event_string, log_string, trouble)
 
@@ -456,10 +503,10 @@ def _claim_in(trouble: Exception) -> Claim | None:
     return trouble.value if isinstance(trouble, StopIteration) else None
 
 
-def _ask(epoch: Epoch) -> Claim | None:
+def _ask(epoch: Epoch, patience_s: float) -> Claim | None:
     """Ask the fast path of an epoch for its claim; None if somebody else has it, or will not give it."""
     run = epoch.run
-    deadline = time.monotonic() + _HANDOVER_S
+    deadline = time.monotonic() + patience_s
     while run is not None:
         try:
             run.throw(Handover())
@@ -486,18 +533,33 @@ def _is_below(frame: object) -> bool:
     return False
 
 
-def _revoke(epoch: Epoch) -> bool:
-    """Revoke an epoch; False while a system call of another thread still uses it."""
-    try:
-        epoch.revoke()
-    except BufferError:
-        return False
-    return True
+Right = TypeVar("Right", Epoch, Pen)
 
 
-def _progress(stored: Stored) -> tuple[int, int, int]:
-    """Order what several epochs know of the same client."""
-    return stored.sequence, stored.segment.number, stored.offset
+def _replace(
+    rights: dict[Right, None], new: Right, before_use: Callable[[Right], None] = lambda right: None
+) -> None:
+    """Put a right in the place of all others: register it, revoke the others, prepare it, and only then forget them.
+
+    Raises:
+        OSError: another thread is stuck in a system call with one of them.
+    """
+    rights[new] = None
+    others = [right for right in list(rights) if right is not new]
+    deadline = time.monotonic() + PATIENCE_S
+    for other in others:
+        while True:
+            try:
+                other.revoke()
+                break
+            except BufferError:
+                if time.monotonic() > deadline:
+                    rights.pop(new, None)
+                    raise OSError(errno.EBUSY, "another call is stuck in the file system") from None
+                time.sleep(0.001)
+    before_use(new)
+    for other in others:
+        rights.pop(other, None)
 
 
 _writers: weakref.WeakSet[Appender] = weakref.WeakSet()

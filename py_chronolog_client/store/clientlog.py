@@ -115,6 +115,17 @@ class ClientLog:
             place = stop
         return records
 
+    def windows_ns(self, sequences: U64, times: U64) -> U64:
+        """Return the half-widths of the hard windows around the times of rising sequence numbers, in ns."""
+        windows = []
+        place = 0
+        while place < len(sequences):
+            stretch = self.stretch_of(int(sequences[place]))
+            stop = place + int(np.searchsorted(sequences[place:], np.uint64(stretch.end_sequence)))
+            windows.append(stretch.windows_ns(times[place:stop]))
+            place = stop
+        return np.concatenate(windows)
+
     def _open_files(self) -> bool:
         """Open the segments that are new; say whether there are any."""
         before = len(self._files)

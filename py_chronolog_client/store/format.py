@@ -57,34 +57,28 @@ class BlockHeader(NamedTuple):
         """Size of the whole block, padding included."""
         return padded(HEADER_BYTES + self.columns_bytes + self.payload_bytes)
 
-    def pack_into(self, target: bytearray | memoryview) -> None:
-        """Write the 128 bytes of the header to the start of `target`, which nobody else reads."""
-        _HEADER.pack_into(target, 0, _BLOCK_MAGIC, 0, *self[:6], 0, *self[6:10])
-        target[_HEADER.size : HEADER_BYTES] = self.clock.pack()
-        _CRC.pack_into(target, 8, zlib.crc32(memoryview(target)[12:HEADER_BYTES]))
-
     def pack(self) -> bytes:
         """Return the 128 bytes of the header."""
-        target = bytearray(HEADER_BYTES)
-        self.pack_into(target)
-        return bytes(target)
+        body = _HEADER.pack(*self[:6], 0, *self[6:10]) + self.clock.pack()
+        return _BLOCK_MAGIC + _CRC.pack(zlib.crc32(body)) + body
 
     @classmethod
     def unpack(cls, data: bytes | memoryview) -> BlockHeader | None:
         """Read a header, or return None where the bytes are not a valid one."""
         if len(data) < HEADER_BYTES or bytes(data[:8]) != _BLOCK_MAGIC:
             return None
-        _, crc, *head, _, payload_bytes, origin, first_time, last_time = _HEADER.unpack_from(data)
+        (crc,) = _CRC.unpack_from(data, 8)
+        *head, _, payload_bytes, origin, first_time, last_time = _HEADER.unpack_from(data, 12)
         if crc != zlib.crc32(data[12:HEADER_BYTES]) or payload_bytes > MAX_PAYLOAD_BYTES:
             return None
-        clock = ClockModel.unpack(data[_HEADER.size : HEADER_BYTES])
+        clock = ClockModel.unpack(data[12 + _HEADER.size : HEADER_BYTES])
         return cls(*head, payload_bytes, origin, first_time, last_time, clock)
 
 
 _BLOCK_MAGIC = b"CLOGBLK1"
-_HEADER = struct.Struct("<8sIIQQIIIIQQQQ")
+_HEADER = struct.Struct("<IQQIIIIQQQQ")
 _CRC = struct.Struct("<I")
-HEADER_BYTES = _HEADER.size + MODEL_BYTES
+HEADER_BYTES = 12 + _HEADER.size + MODEL_BYTES
 
 
 def padded(size_bytes: int) -> int:

@@ -217,7 +217,11 @@ def _file_system_time_ns(directory: str, device: int) -> int | None:
 
 
 def _is_boot(text: object) -> bool:
-    return isinstance(text, str) and text not in ("", str(uuid.UUID(int=0)))
+    """Tell whether this is the id of a boot, and not of a machine that has none."""
+    try:
+        return isinstance(text, str) and uuid.UUID(text).int != 0
+    except ValueError:
+        return False
 
 
 def _text(text: str) -> str:

@@ -81,8 +81,8 @@ class StoreRoot:
         if root is None:
             raise NotAStoreError(
                 directory,
-                f"no ChronoLog store, there is no file {MARKER} in it: check the path, or open it for writing, "
-                "which creates one",
+                f"no ChronoLog store, there is no file {MARKER} in it: check the path, or open it for "
+                "writing, which creates one",
             )
         return root
 
@@ -176,8 +176,8 @@ def mode_from_environment() -> int:
     mode = _parse_mode(text)
     if mode is None:
         raise InvalidArgumentError(
-            f"{_MODE_VARIABLE}={text}: give the permission bits of files in octal, where the owner may read and "
-            "write, nobody may execute, and whoever may write may read; for instance 0600, 0640 or 0660"
+            f"{_MODE_VARIABLE}={text}: give the permission bits of files in octal, where the owner may read "
+            "and write, nobody may execute, and whoever may write may read; for instance 0600, 0640 or 0660"
         )
     return mode
 

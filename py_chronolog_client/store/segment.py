@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from py_chronolog_client.store.files import sync_directory
 from py_chronolog_client.store.root import StoreRoot
 
 _COPY_BYTES = 2**20
@@ -104,12 +105,3 @@ def write_whole(descriptor: int, pieces: Sequence[bytes | bytearray | memoryview
     if os.pwritev(descriptor, pieces, offset) < size_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return size_bytes
-
-
-def sync_directory(directory: Path) -> None:
-    """Bring the names in a directory to the device."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

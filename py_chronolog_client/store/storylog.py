@@ -13,10 +13,12 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport, Snapshot
 from py_chronolog_client.errors import DamageError, ReplayTimeoutError
@@ -26,7 +28,7 @@ from py_chronolog_client.store import acquisition
 from py_chronolog_client.store.stretch import Stretch
 
 PAGE_EVENTS = 2**18
-"""About how many events a page of a scan holds."""
+"""How many events a page of a scan holds at most."""
 
 _WORKERS = 4
 _AHEAD = 8
@@ -75,8 +77,7 @@ class StoryLog:
             for parts in _windows(cursors, loader):
                 if deadline is not None and time.monotonic() > deadline:
                     raise ReplayTimeoutError("the replay did not finish before its deadline")
-                if parts:
-                    yield _StoryPage(parts, self.clients)
+                yield from _pages(parts, self.clients)
 
 
 class _Part(NamedTuple):
@@ -85,7 +86,6 @@ class _Part(NamedTuple):
     client_id: int
     times: U64
     first_sequence: int
-    stretch: Stretch
 
 
 class _Cursor:
@@ -119,7 +119,7 @@ class _Cursor:
                 self._first, self._times = self._restrict(stretch, loader.times(stretch))
             count = int(np.searchsorted(self._times, np.uint64(until_ns), "right"))
             if count:
-                yield _Part(self.client_id, self._times[:count], self._first, stretch)
+                yield _Part(self.client_id, self._times[:count], self._first)
             if count < len(self._times):
                 self._first, self._times = self._first + count, self._times[count:]
             else:
@@ -201,45 +201,53 @@ class _Loader:
 class _StoryPage(Page):
     """A page of a scan: columns in memory, records where they are."""
 
-    __slots__ = ("_clients", "_parts")
+    __slots__ = ("_clients",)
 
-    def __init__(self, parts: list[_Part], clients: Mapping[int, ClientLog]) -> None:
-        total = sum(len(part.times) for part in parts)
-        times, client_ids, sequences = (np.empty(total, np.uint64) for _ in range(3))
-        start = 0
-        for part in parts:
-            stop = start + len(part.times)
-            times[start:stop] = part.times
-            client_ids[start:stop] = part.client_id
-            sequences[start:stop] = np.arange(part.first_sequence, part.first_sequence + stop - start, dtype=np.uint64)
-            start = stop
-        if any(part.client_id != parts[0].client_id for part in parts):
-            order = np.argsort(times, kind="stable")
-            times, client_ids, sequences = times[order], client_ids[order], sequences[order]
+    def __init__(self, times: U64, client_ids: U64, sequences: U64, clients: Mapping[int, ClientLog]) -> None:
         super().__init__(times, client_ids, sequences)
         self._clients = clients
-        self._parts = [(len(part.times), part.stretch) for part in parts]
 
     def records(self, start: int = 0, stop: int | None = None) -> list[bytes]:
         sequences, client_ids = self.sequences[start:stop], self.client_ids[start:stop]
-        if not len(sequences):
-            return []
-        order = np.argsort(client_ids, kind="stable")
-        grouped = client_ids[order]
-        starts = [0, *(np.flatnonzero(grouped[1:] != grouped[:-1]) + 1).tolist(), len(order)]
-        found = np.empty(len(order), object)
-        for first, last in zip(starts, starts[1:], strict=False):
-            places = order[first:last]
-            found[places] = self._clients[int(grouped[first])].records(sequences[places])
+        found = np.empty(len(sequences), object)
+        for client_id, places in _by_client(client_ids):
+            found[places] = self._clients[client_id].records(sequences[places])
         records: list[bytes] = found.tolist()
         return records
 
     def windows_ns(self) -> U64:
         windows = np.empty(len(self), np.uint64)
-        order = np.argsort(self.client_ids, kind="stable")  # puts the events back into the order of the parts
-        start = 0
-        for count, stretch in self._parts:
-            places = order[start : start + count]
-            windows[places] = stretch.windows_ns(self.times[places])
-            start += count
+        for client_id, places in _by_client(self.client_ids):
+            log = self._clients[client_id]
+            windows[places] = log.windows_ns(self.sequences[places], self.times[places])
         return windows
+
+
+def _pages(parts: list[_Part], clients: Mapping[int, ClientLog]) -> Iterator[Page]:
+    """Put the parts of a window in order, and cut what is much more than a page."""
+    total = sum(len(part.times) for part in parts)
+    times, client_ids, sequences = (np.empty(total, np.uint64) for _ in range(3))
+    start = 0
+    for part in parts:
+        stop = start + len(part.times)
+        times[start:stop] = part.times
+        client_ids[start:stop] = part.client_id
+        sequences[start:stop] = np.arange(part.first_sequence, part.first_sequence + stop - start, dtype=np.uint64)
+        start = stop
+    if parts and parts[0].client_id != parts[-1].client_id:
+        order = np.argsort(times, kind="stable")
+        times, client_ids, sequences = times[order], client_ids[order], sequences[order]
+    for start in range(0, total, PAGE_EVENTS):
+        piece = slice(start, start + PAGE_EVENTS)
+        yield _StoryPage(times[piece], client_ids[piece], sequences[piece], clients)
+
+
+def _by_client(client_ids: U64) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
+    """Yield each client with the places of its events, rising."""
+    if not len(client_ids):
+        return
+    order = np.argsort(client_ids, kind="stable")
+    grouped = client_ids[order]
+    starts = [0, *(np.flatnonzero(grouped[1:] != grouped[:-1]) + 1).tolist(), len(order)]
+    for first, stop in pairwise(starts):
+        yield int(grouped[first]), order[first:stop]

@@ -28,11 +28,9 @@ import mmap
 import os
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import NamedTuple
 
 from py_chronolog_client.clock import ClockModel
 from py_chronolog_client.store.format import (
-    HEADER_BYTES,
     TAIL_CLOSED,
     TAIL_STATE_BYTES,
     TAIL_STATE_OFFSET,
@@ -40,49 +38,44 @@ from py_chronolog_client.store.format import (
     TailState,
 )
 from py_chronolog_client.store.root import StoreRoot
-from py_chronolog_client.store.segment import Segment
 
 TAIL_BYTES = 2**20
 """Size of a tail. Its pages count as memory of the job where the tail lies on tmpfs."""
 TAIL_CAPACITY = 2**13
 """Number of events that a tail holds at most."""
+RESERVE_EVENTS = 2**9
+RESERVE_BYTES = 2**16
+"""What only urgent claims may use, so that a signal handler that logs need not wait for a block to be written."""
 
+_STEP = 2**8
 _BASE_WORD = TAIL_STATE_OFFSET // 8
 _STATE_WORD = _BASE_WORD + 1
 _CLOCK = slice(TAIL_STATE_OFFSET + 16, TAIL_STATE_OFFSET + TAIL_STATE_BYTES)
 
 
-class Stored(NamedTuple):
-    """How far the events of a client are in blocks."""
-
-    sequence: int
-    segment: Segment
-    offset: int
-
-
 class Epoch:
-    """The right to write to a tail and to its segment, until it is revoked.
+    """The right to write to a tail, until it is revoked.
 
     Attributes:
         times: the index column of times, "Q".
         ends: the index column of end offsets, "Q"; storing into it commits.
         memory: the whole mapping, bytes; an index is an offset in the file.
+        room: `memory` without the reserve; storing a record that does not fit fails.
         words: the whole mapping, "Q".
-        header: 128 private bytes for a block header, part of every write to the segment, so that a revoked epoch cannot write there.
-        stored: which segment the next block goes to, at which offset, and the first sequence number that is in no block.
+        token: an empty view; a system call that is given it fails once the epoch is revoked.
         run: the generator of the fast path; whoever ends it has claimed the epoch.
     """
 
-    __slots__ = ("ends", "header", "memory", "run", "stored", "times", "words")
+    __slots__ = ("ends", "memory", "room", "run", "times", "token", "words")
 
-    def __init__(self, tail: Tail, stored: Stored) -> None:
+    def __init__(self, tail: Tail) -> None:
         layout = tail.layout
         self.memory = memoryview(tail.mapping)
         self.words = self.memory.cast("Q")
         self.times = self.words[layout.times_offset // 8 :][: layout.capacity]
         self.ends = self.words[layout.ends_offset // 8 :][: layout.capacity]
-        self.header = memoryview(bytearray(HEADER_BYTES))
-        self.stored = stored
+        self.room = self.memory[: layout.tail_bytes - RESERVE_BYTES]
+        self.token = memoryview(b"")
         self.run: Appends | None = None
 
     def revoke(self) -> None:
@@ -94,8 +87,9 @@ class Epoch:
         self.ends.release()
         self.times.release()
         self.words.release()
+        self.room.release()
         self.memory.release()
-        self.header.release()
+        self.token.release()
 
     @property
     def revoked(self) -> bool:
@@ -107,13 +101,17 @@ class Epoch:
 
 
 class Claim:
-    """An epoch in which only the holder may write, and its first free slot (or one before it)."""
+    """An epoch in which only the holder may write, and its first free slot (or one before it).
 
-    __slots__ = ("epoch", "slot")
+    An urgent claim was got by revoking somebody who may be moving the tail to a block; its holder may use the reserve.
+    """
 
-    def __init__(self, epoch: Epoch, slot: int) -> None:
+    __slots__ = ("epoch", "slot", "urgent")
+
+    def __init__(self, epoch: Epoch, slot: int, urgent: bool = False) -> None:
         self.epoch = epoch
         self.slot = slot
+        self.urgent = urgent
 
 
 Appends = Generator[int, bytes, Claim]
@@ -123,7 +121,9 @@ class Handover(Exception):  # noqa: N818 - a request to a generator, never an er
     """Thrown into `appends` to end it between two events."""
 
 
-def appends(epoch: Epoch, slot: int, capacity: int, end: int, tick: Callable[[], int], offset_ns: int) -> Appends:
+def appends(
+    epoch: Epoch, slot: int, capacity: int, end: int, tick: Callable[[], int], offset_ns: int
+) -> Appends:
     """Append every record that is sent, and yield its time: the fast path.
 
     Ends when it is thrown `Handover`, when slots or payload have run out, or when its epoch is revoked, and then returns the claim. The
@@ -132,19 +132,19 @@ def appends(epoch: Epoch, slot: int, capacity: int, end: int, tick: Callable[[],
     Args:
         epoch: the right to write.
         slot: first free slot.
-        capacity: number of slots.
+        capacity: number of slots that may be used.
         end: offset in the file behind the last record.
         tick: the reading's tick.
         offset_ns: the reading's offset.
     """
-    memory, times, ends = epoch.memory, epoch.times, epoch.ends
+    room, times, ends = epoch.room, epoch.times, epoch.ends
     time_ns = 0
     try:
         for slot in range(slot, capacity):  # noqa: B020 - the first free slot until there is none
             record = yield time_ns
             start = end
             end += len(record)
-            memory[start:end] = record
+            room[start:end] = record
             times[slot] = time_ns = tick() + offset_ns
             ends[slot] = end
         yield time_ns
@@ -154,6 +154,11 @@ def appends(epoch: Epoch, slot: int, capacity: int, end: int, tick: Callable[[],
         if not is_own(error):
             raise
     return Claim(epoch, slot)
+
+
+def is_revocation(error: BaseException) -> bool:
+    """Tell whether an error says that a right of its thrower has been revoked."""
+    return isinstance(error, ValueError) and "released memoryview" in str(error) and is_own(error)
 
 
 def is_own(error: BaseException) -> bool:
@@ -203,6 +208,7 @@ class Tail:
         finally:
             os.close(descriptor)
         self._no_ends = bytes(8 * layout.capacity)
+        self._known = (-1, 0)
 
     def base(self, epoch: Epoch) -> int:
         """Return the sequence number of slot 0."""
@@ -211,8 +217,13 @@ class Tail:
     def first_free(self, epoch: Epoch, hint: int = 0) -> int:
         """Return the first slot that is not committed; all slots before `hint` are known to be."""
         ends, capacity = epoch.ends, self.layout.capacity
+        base, slot = self._known
+        if slot > hint and base == self.base(epoch):
+            hint = slot
         while hint < capacity and ends[hint]:
-            hint += 1
+            committed = ends[hint : hint + _STEP].tolist()
+            hint += committed.index(0) if 0 in committed else len(committed)
+        self._known = self.base(epoch), hint
         return hint
 
     def end(self, epoch: Epoch, slot: int) -> int:

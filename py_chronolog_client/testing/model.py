@@ -143,12 +143,18 @@ class EngineMachine(RuleBasedStateMachine):
 
     # -- the catalog -----------------------------------------------------------------------------------------
 
-    @initialize(first_sequence=FIRST_SEQUENCES)
-    def start(self, first_sequence: int) -> None:
-        """Begin with two clients of one story."""
+    @initialize(first_sequence=FIRST_SEQUENCES, times_ns=st.lists(TIMES_NS, max_size=5))
+    def start(self, first_sequence: int, times_ns: list[int]) -> None:
+        """Begin with two clients of one story that have logged a little, at times that collide."""
         self.create("a")
         self.open("a", "a", 0, first_sequence)
         self.open("a", "a", 1, 0)
+        for time_ns in times_ns:
+            for clock, client in enumerate(self._clients()):
+                self.set_clock(clock, time_ns)
+                client.add(["early"], client.writer.log_event("early"))
+        for client in self._clients():
+            self._flush(client)
 
     @rule(chronicle=NAMES)
     def create(self, chronicle: str) -> None:
@@ -254,9 +260,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def flush(self, data: st.DataObject) -> None:
         """Flush a writer."""
-        client = self._choose_client(data)
-        assert client.writer.flush() == client.end_sequence
-        client.acknowledged = len(client.rows)
+        self._flush(self._choose_client(data))
 
     @precondition(_has_clients)
     @rule(data=st.data())
@@ -281,6 +285,10 @@ class EngineMachine(RuleBasedStateMachine):
         if other is not None:
             self.engine.close()
             self.engine = other
+
+    def _flush(self, client: _Client) -> None:
+        assert client.writer.flush() == client.end_sequence
+        client.acknowledged = len(client.rows)
 
     def _close(self, client: _Client) -> None:
         client.writer.close()
@@ -349,8 +357,7 @@ class EngineMachine(RuleBasedStateMachine):
         """Flush all clients of a story and follow it until nothing comes."""
         story = self._choose(data, self._stories())
         for client in story.clients.values():
-            client.writer.flush()
-            client.acknowledged = len(client.rows)
+            self._flush(client)
         while self._follow(story):
             pass
         assert story.rows(story.cursor) == story.rows(dict.fromkeys(CLIENT_IDS, MAX_TIME_NS))

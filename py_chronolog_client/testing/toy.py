@@ -361,9 +361,9 @@ class _Log:
 
     def keep_until(self, sequence: int | None) -> None:
         """Keep what was sent, at least up to `sequence` if there is so much, all if None."""
-        end = self.sent_end if sequence is None else min(sequence, self.sent_end)
-        while self.kept_end < end:
-            key = len(self.kept)
+        for key in range(len(self.kept), len(self.sent)):
+            if sequence is not None and self.kept_end >= sequence:
+                break
             self.kept.setdefault(key, self.sent[key])
 
     def events(self, start_ns: int, end_ns: int, first: int, end: int) -> Iterator[_Event]:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -43,7 +44,9 @@ def open_catalog(path: str | os.PathLike[str], patience_s: float = 10.0) -> Cata
 # -- clients ---
 
 
-def make_segment(directory: pathlib.Path, client_id: int, description: dict[str, Any] | None = None) -> pathlib.Path:
+def make_segment(
+    directory: pathlib.Path, client_id: int, description: dict[str, Any] | None = None
+) -> pathlib.Path:
     fields = owner.describe_process() if description is None else description
     path = directory / f"{client_id:016x}.log"
     path.write_bytes(encode_record(client_id, 0, {**fields, "type": "client", "client_id": client_id}))
@@ -107,7 +110,7 @@ def error_of(action: Callable[[], object]) -> type[ChronoLogError] | None:
 
 
 def as_nobody(function: Callable[[], object]) -> object:
-    """Run a function in a process that may do nothing special, and return what it returned: text, numbers, lists."""
+    """Run a function in a process that may do nothing special, and return its result, by way of JSON."""
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
@@ -115,11 +118,7 @@ def as_nobody(function: Callable[[], object]) -> object:
             os.setgroups([])
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
-            try:
-                result = function()
-            except Exception as error:
-                result = repr(error)
-            os.write(writing, json.dumps(result).encode())
+            os.write(writing, json.dumps(function()).encode())
         finally:
             os._exit(0)
     os.close(writing)
@@ -134,7 +133,9 @@ def as_nobody(function: Callable[[], object]) -> object:
 def running(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
     """Run a program that prints a line when it is ready; it is killed at the end of the block."""
     argv = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=processes.child_environment()) as process:
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, text=True, env=processes.child_environment()
+    ) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline()
@@ -144,7 +145,7 @@ def running(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
 
 
 def race(*targets: tuple[Callable[..., Any], Any]) -> list[Any]:
-    """Run `function(barrier, *args)` for all targets at once, each in a process, and return the results in order."""
+    """Run `function(barrier, *args)` of all targets at once, each in a process; return their results."""
     barrier = _spawn.Barrier(len(targets))
     results: Any = _spawn.Queue()
     started = [
@@ -154,7 +155,7 @@ def race(*targets: tuple[Callable[..., Any], Any]) -> list[Any]:
     try:
         for process in started:
             process.start()
-        found = {}
+        found: dict[int, Any] = {}
         while len(found) < len(targets):
             try:
                 number, result = results.get(timeout=DEADLINE_S)
@@ -177,7 +178,7 @@ def race(*targets: tuple[Callable[..., Any], Any]) -> list[Any]:
 def _report(results: Any, number: int, barrier: Any, function: Callable[..., Any], args: Any) -> None:
     try:
         results.put((number, function(barrier, *args)))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - raised again in the test's process
         results.put((number, error))
 
 
@@ -187,16 +188,25 @@ def _report(results: Any, number: int, barrier: Any, function: Callable[..., Any
 def interrupted(action: Callable[[], object], at: int, interruption: Callable[[], object]) -> int:
     """Run `action`, and `interruption` just before its system call number `at`; return how many it made.
 
-    What counts is every call into Python's `posix` module, so every place is met where another process could come in
-    between.
+    What counts is every call into the modules `posix` and `_io`, so every place is met where another process
+    could come in between. The interruption may itself be interrupted: it has a thread of its own.
     """
     calls = 0
+    failures: list[BaseException] = []
+
+    def interrupt() -> None:
+        try:
+            interruption()
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            failures.append(error)
 
     def watch(_frame: object, event: str, function: Any) -> None:
         nonlocal calls
-        if event == "c_call" and function.__module__ == "posix":
+        if event == "c_call" and function.__module__ in ("posix", "_io"):
             if calls == at:
-                interruption()
+                thread = threading.Thread(target=interrupt)
+                thread.start()
+                thread.join()
             calls += 1
 
     sys.setprofile(watch)
@@ -204,11 +214,13 @@ def interrupted(action: Callable[[], object], at: int, interruption: Callable[[]
         action()
     finally:
         sys.setprofile(None)
+    for failure in failures:
+        raise failure
     return calls
 
 
 def killed(action: Callable[[], object], at: int) -> bool:
-    """Run `action` in a process that dies just before its system call number `at`; return False if it ended before."""
+    """Run `action` in a process that dies before its system call number `at`; return whether it has."""
     pid = os.fork()
     if not pid:
         try:

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 import uuid
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,7 @@ def age(path: pathlib.Path, age_s: float) -> None:
     os.utime(path, ns=(time_ns, time_ns))
 
 
-def described_by(process: subprocess.Popen[str]) -> dict[str, object]:
+def described_by(process: subprocess.Popen[Any]) -> dict[str, object]:
     """Return the description of a running program, from outside."""
     stat = pathlib.Path(f"/proc/{process.pid}/stat").read_text()
     return {**describe_process(), "pid": process.pid, "pid_start": int(stat.rpartition(")")[2].split()[19])}
@@ -76,7 +77,9 @@ def test_a_forked_child_is_somebody_else(fresh: pathlib.Path) -> None:
     pid = os.fork()
     if not pid:
         said = describe_process()
-        good = said["pid"] == os.getpid() != parent["pid"] and is_alive(said, fresh) and is_alive(parent, fresh)
+        good = (
+            said["pid"] == os.getpid() != parent["pid"] and is_alive(said, fresh) and is_alive(parent, fresh)
+        )
         os._exit(0 if good else 1)
     assert os.waitpid(pid, 0)[1] == 0
 
@@ -159,7 +162,7 @@ def test_a_process_that_cannot_be_seen_is_judged_by_its_lease(
 ) -> None:
     with running(STAY) as process:
         said = described_by(process)
-        monkeypatch.setattr(owner, "_status", lambda pid: None)  # as under hidepid=2
+        monkeypatch.setattr(owner, "_status", lambda _pid: None)  # as under hidepid=2
         assert is_alive(said, fresh)
         assert not is_alive(said, stale)
         process.kill()
@@ -189,7 +192,7 @@ def test_another_host_is_judged_by_its_lease(fresh: pathlib.Path, stale: pathlib
 
 def test_the_lease_does_not_follow_links(fresh: pathlib.Path, stale: pathlib.Path) -> None:
     link = fresh.with_name("link")
-    link.symlink_to("nowhere")
+    link.symlink_to(stale)
     assert is_alive({**describe_process(), **ELSEWHERE}, link)
 
 
@@ -201,7 +204,7 @@ def test_a_host_without_a_name_of_its_own_proves_nothing(
     fresh: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = {**describe_process(), "host": "localhost"}
-    monkeypatch.setattr(owner, "_process", lambda pid: here)
+    monkeypatch.setattr(owner, "_process", lambda _pid: here)
     assert is_alive({**here, "boot_id": ELSEWHERE["boot_id"]}, fresh)
 
 
@@ -209,7 +212,7 @@ def test_without_boot_ids_the_lease_decides(
     fresh: pathlib.Path, stale: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = {**describe_process(), "boot_id": str(uuid.UUID(int=0))}
-    monkeypatch.setattr(owner, "_process", lambda pid: here)
+    monkeypatch.setattr(owner, "_process", lambda _pid: here)
     for said in (here, {**here, **ELSEWHERE}):
         assert is_alive(said, fresh)
         assert not is_alive(said, stale)
@@ -228,6 +231,7 @@ def test_without_boot_ids_the_lease_decides(
         {"pid_start": "x"},
         {"boot_id": 17},
         {"boot_id": ""},
+        {"boot_id": "x"},
         {"boot_id": [1]},
         {"pid_namespace": {}},
         {"pid_namespace": b""},
@@ -325,10 +329,14 @@ def test_watched_files_are_touched(tmp_path: pathlib.Path) -> None:
         wait_until(lambda: all(map(beats, paths)))
     heart.unwatch(paths[0])
     heart.unwatch(paths[0])
-    still(paths[0])
-    wait_until(lambda: not beats(paths[0]))  # a beat may have been under way
-    still(paths[1])
-    wait_until(lambda: beats(paths[1]))
+
+    def left_alone() -> bool:
+        still(paths[0])
+        still(paths[1])
+        wait_until(lambda: beats(paths[1]))
+        return not beats(paths[0])
+
+    wait_until(left_alone)  # one beat may have been under way
     for path in paths:
         heart.unwatch(path)
     wait_until(lambda: threads() == before)
@@ -385,7 +393,7 @@ def test_a_forked_child_has_a_heart_of_its_own(fresh: pathlib.Path, stale: pathl
             heart.watch(stale)
             still(stale)
             wait_until(lambda: beats(stale))
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - told by the exit status
             os._exit(1)
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
@@ -397,7 +405,7 @@ def test_a_forked_child_has_a_heart_of_its_own(fresh: pathlib.Path, stale: pathl
 def test_without_threads_there_is_a_warning_only(
     fresh: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(self: threading.Thread) -> None:
+    def refuse(_self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)

@@ -125,7 +125,9 @@ def test_markers_that_cannot_be_believed(
 
 
 def test_a_marker_of_the_future_may_say_more(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "CHRONOLOG").write_text("ChronoLog store\nformat 1\ncolour green\nnonsense\nbyte-order little\n")
+    (tmp_path / "CHRONOLOG").write_text(
+        "ChronoLog store\nformat 1\ncolour green\nnonsense\nbyte-order little\n"
+    )
     assert StoreRoot.open(tmp_path, create=False).file_mode == 0o600
 
 
@@ -155,7 +157,12 @@ def test_nothing_is_removed_after_the_marker_is_gone(tmp_path: pathlib.Path) -> 
     [("0600", "0600", "0700"), ("0o640", "0640", "2750"), ("660", "0660", "2770"), ("0664", "0664", "2775")],
 )
 def test_modes_do_not_depend_on_the_umask(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, mask: int, text: str, file_mode: str, directory_mode: str
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mask: int,
+    text: str,
+    file_mode: str,
+    directory_mode: str,
 ) -> None:
     monkeypatch.setenv("CHRONOLOG_MODE", text)
     os.umask(mask)
@@ -173,7 +180,9 @@ def test_modes_do_not_depend_on_the_umask(
     ]
 
 
-@pytest.mark.parametrize("text", ["rw", "8", "0800", "0400", "0200", "0700", "0620", "0602", "0641", "1600", "-600", "77"])
+@pytest.mark.parametrize(
+    "text", ["rw", "8", "0800", "0400", "0200", "0700", "0620", "0602", "0641", "1600", "-600", "77"]
+)
 def test_modes_that_make_no_sense(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("CHRONOLOG_MODE", text)
     with pytest.raises(InvalidArgumentError, match="CHRONOLOG_MODE="):
@@ -224,7 +233,7 @@ def test_another_user_is_told_so() -> None:
 
 
 def test_a_full_disk_is_a_store_error(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: object) -> int:
+    def full(*_args: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "write", full)
@@ -244,7 +253,9 @@ def test_every_text_is_a_name(name: str) -> None:
     assert name_hash(name) == hashlib.sha256(data).hexdigest()[:32]
 
 
-@pytest.mark.parametrize("name", ["/", "..", "a\0b", "x" * 100_000, "\N{GREEK SMALL LETTER ALPHA}", " ", "\n"])
+@pytest.mark.parametrize(
+    "name", ["/", "..", "a\0b", "x" * 100_000, "\N{GREEK SMALL LETTER ALPHA}", " ", "\n"]
+)
 def test_names_of_every_kind(name: str) -> None:
     assert len(name_hash(name)) == 32
 
@@ -275,8 +286,10 @@ def test_only_the_first_publication_counts(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
-def test_publication_without_hard_links(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    def refuse(*args: object, **named: object) -> None:
+def test_publication_without_hard_links(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_args: object, **_named: object) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "link", refuse)
@@ -326,7 +339,9 @@ def open_stores(barrier: object, path: str, mode: str, rounds: int) -> list[int]
 @pytest.mark.slow
 def test_of_many_creators_one_chooses_the_mode(tmp_path: pathlib.Path) -> None:
     rounds = soak(40, 500)
-    answers = race(*((open_stores, (str(tmp_path), mode, rounds)) for mode in ["0600", "0640", "0660", "0644"] * 2))
+    answers = race(
+        *((open_stores, (str(tmp_path), mode, rounds)) for mode in ["0600", "0640", "0660", "0644"] * 2)
+    )
     for number, found in enumerate(zip(*answers, strict=True)):
         assert len(set(found)) == 1, "all found the same marker"
         assert os.listdir(tmp_path / str(number)) == ["CHRONOLOG"]

@@ -336,7 +336,8 @@ class SharesClientsWithChildren(ChangesWriters):
 class LetsTimesGoBack(ChangesWriters):
     class changed(Around):  # noqa: N801
         def log_event(self, record: str | bytes) -> int:
-            self.writer.log_event(record)
+            if not self.writer.log_event(record):
+                return 0
             sent = self.writer._log.sent  # type: ignore[attr-defined]
             key = len(sent) - 1
             sent[key] = sent[key]._replace(time_ns=self.clock.reading().tick())

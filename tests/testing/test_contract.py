@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from py_chronolog_client.engine.base import Engine
+from py_chronolog_client.engine.base import Capabilities, Engine
 from py_chronolog_client.errors import ChronoLogError
 from py_chronolog_client.testing import EngineContract, ToyEngine
 from py_chronolog_client.testing.contract import Probe
@@ -100,7 +100,7 @@ def test_a_sound_engine_is_left_alone(test: str) -> None:
 
 def test_what_an_engine_does_not_claim_is_skipped() -> None:
     class Modest(ToyEngine):
-        capabilities = type(ToyEngine.capabilities)(False, False, False, False)
+        capabilities = Capabilities(False, False, False, False)
 
     with pytest.raises(pytest.skip.Exception):
         run("test_times_never_decrease", Modest())

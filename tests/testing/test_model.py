@@ -46,7 +46,6 @@ TestToyMachine.settings = SETTINGS
         defects.FollowsByTime,
         defects.FollowsFromTheStart,
         defects.DestroysWhatIsAcquired,
-        defects.ListsInOrderOfCreation,
         defects.DoesNotFlush,
         defects.LetsTimesGoBack,
     ],

@@ -21,7 +21,10 @@ from __future__ import annotations
 import pytest
 
 pytest.register_assert_rewrite(
-    *(f"{__name__}.{part}" for part in ("base", "catalog", "writers", "reading", "following", "concurrency"))
+    *(
+        f"{__name__}.{part}"
+        for part in ("base", "catalog", "writers", "reading", "following", "concurrency", "threads")
+    )
 )
 
 from py_chronolog_client.testing.contract.base import Probe, Row, rows_of  # noqa: E402

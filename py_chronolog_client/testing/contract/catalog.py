@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import pytest
@@ -16,6 +15,7 @@ from py_chronolog_client.errors import (
     NotFoundError,
 )
 from py_chronolog_client.testing.contract.base import CHRONICLE, STORY, ContractBase, Probe
+from py_chronolog_client.testing.contract.threads import running
 
 ODD_NAMES = [
     "/",
@@ -76,21 +76,16 @@ class CatalogContract(ContractBase):
 
     def test_of_several_creators_exactly_one_succeeds(self, probe: Probe) -> None:
         outcomes: list[str] = []
-        start = threading.Barrier(6)
 
         def create(number: int) -> None:
-            start.wait()
             try:
                 probe.engine.create_chronicle(CHRONICLE, {"made": str(number)})
                 outcomes.append(str(number))
             except ChronicleExistsError:
                 outcomes.append("exists")
 
-        threads = [threading.Thread(target=create, args=(number,)) for number in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with running(*(lambda number=number: create(number) for number in range(6))):
+            pass
         assert outcomes.count("exists") == 5
         (winner,) = (outcome for outcome in outcomes if outcome != "exists")
         assert probe.engine.chronicle_attributes(CHRONICLE) == {"made": winner}

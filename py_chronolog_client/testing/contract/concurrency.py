@@ -4,52 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 
 import pytest
 
 from py_chronolog_client.engine.base import Engine, Writer
 from py_chronolog_client.testing.contract.base import CHRONICLE, STORY, ContractBase, Probe
-
-_PATIENCE_S = 30.0
-
-
-@contextmanager
-def frequent_switches() -> Iterator[None]:
-    """Let threads take turns as often as the interpreter can."""
-    interval_s = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval_s)
-
-
-def run_threads(*targets: Callable[[], None]) -> None:
-    """Run all at the same time; raise the first exception of them."""
-    errors: list[BaseException] = []
-    start = threading.Barrier(len(targets))
-
-    def guarded(target: Callable[[], None]) -> None:
-        start.wait()
-        try:
-            target()
-        except BaseException as error:  # noqa: BLE001  raised again by the thread that waits
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(target,)) for target in targets]
-    with frequent_switches():
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    if errors:
-        raise errors[0]
+from py_chronolog_client.testing.contract.threads import running
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -87,7 +50,8 @@ class ConcurrencyContract(ContractBase):
                 if number % 70 == 0:
                     writer.flush()
 
-        run_threads(*(lambda name=name: write(name) for name in "abcd"))
+        with running(*(lambda name=name: write(name) for name in "abcd")):
+            pass
         assert writer.flush() == len(returned)
         rows = probe.rows()
         assert [row[2] for row in rows] == list(range(len(returned)))
@@ -107,7 +71,8 @@ class ConcurrencyContract(ContractBase):
                 writer.log_event(str(number))
             writer.close()
 
-        run_threads(*(lambda number=number: write(number) for number in range(4)))
+        with running(*(lambda number=number: write(number) for number in range(4))):
+            pass
         rows = probe.rows()
         assert len(rows) == 400
         for client_id in range(4):
@@ -128,7 +93,8 @@ class ConcurrencyContract(ContractBase):
                     time.sleep(0)
                 writer.close()
 
-            run_threads(write, close)
+            with running(write, close):
+                pass
             accepted = sum(answer > 0 for answer in answers)
             statistics = writer.statistics()
             assert (statistics.logged, statistics.acknowledged) == (accepted, accepted)
@@ -137,7 +103,6 @@ class ConcurrencyContract(ContractBase):
 
     def test_readers_see_whole_batches_and_no_gaps_while_threads_write(self, probe: Probe) -> None:
         writers = [probe.open(client_id) for client_id in (1, 2)]
-        done = threading.Event()
 
         def write(writer: Writer) -> None:
             for number in range(150):
@@ -146,34 +111,24 @@ class ConcurrencyContract(ContractBase):
                     writer.flush()
             writer.flush()
 
-        def write_all() -> None:
-            try:
-                run_threads(*(lambda writer=writer: write(writer) for writer in writers))
-            finally:
-                done.set()
-
-        thread = threading.Thread(target=write_all)
-        thread.start()
         seen = 0
-        deadline_s = time.monotonic() + _PATIENCE_S
-        while time.monotonic() < deadline_s:
-            last = done.is_set()
-            for writer in writers:
-                writer.flush()
-            snapshot = probe.snapshot()
-            assert all(mark % 8 == 0 for mark in snapshot.values()), "half a batch"
-            rows = probe.rows(snapshot=snapshot)
-            assert len(rows) == sum(snapshot.values()), "not what the snapshot says"
-            assert len(rows) >= seen, "events vanished"
-            seen = len(rows)
-            assert rows == sorted(rows)
-            for client_id in (1, 2):
-                own = [row[2] for row in probe.rows(clients=[client_id])]
-                assert own == list(range(len(own))), "a gap"
-                assert len(own) % 8 == 0, "half a batch"
-            if last:
-                break
-        thread.join()
+        with running(*(lambda writer=writer: write(writer) for writer in writers)) as is_done:
+            last = False
+            while not last:
+                last = is_done()
+                for writer in writers:
+                    writer.flush()
+                snapshot = probe.snapshot()
+                assert all(mark % 8 == 0 for mark in snapshot.values()), "half a batch"
+                rows = probe.rows(snapshot=snapshot)
+                assert len(rows) == sum(snapshot.values()), "not what the snapshot says"
+                assert len(rows) >= seen, "events vanished"
+                seen = len(rows)
+                assert rows == sorted(rows)
+                for client_id in (1, 2):
+                    own = [row[2] for row in probe.rows(clients=[client_id])]
+                    assert own == list(range(len(own))), "a gap"
+                    assert len(own) % 8 == 0, "half a batch"
         assert seen == 2 * 150 * 8
 
     def test_a_signal_handler_logs_through_the_writer_it_interrupted(self, probe: Probe) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 from py_chronolog_client.engine.base import Snapshot
 from py_chronolog_client.testing.contract.base import ContractBase, Probe, Row
+from py_chronolog_client.testing.contract.threads import running
 
 _PATIENCE_S = 30.0
 
@@ -62,14 +62,13 @@ class FollowContract(ContractBase):
         writer = probe.open()
 
         def write() -> None:
+            time.sleep(0.05)
             writer.log_event("woken")
             writer.flush()
 
-        timer = threading.Timer(0.05, write)
-        timer.start()
         started_s = time.monotonic()
-        rows, _ = probe.follow({}, timeout_s=_PATIENCE_S)
-        timer.join()
+        with running(write):
+            rows, _ = probe.follow({}, timeout_s=_PATIENCE_S)
         assert [row[3] for row in rows] == [b"woken"]
         assert time.monotonic() - started_s < _PATIENCE_S / 2
 
@@ -107,6 +106,7 @@ class FollowContract(ContractBase):
         clock.now_ns = 10_000
         writers = [probe.open(client_id) for client_id in (1, 2, 3)]
         calls = 120
+        total = calls + calls // 4 * 2
 
         def write() -> None:
             for number in range(calls):
@@ -123,13 +123,14 @@ class FollowContract(ContractBase):
 
         seen: list[Row] = []
         cursor: Snapshot = {}
-        thread = threading.Thread(target=write)
-        thread.start()
-        deadline_s = time.monotonic() + _PATIENCE_S
-        while len(seen) < calls + calls // 4 * 2 and time.monotonic() < deadline_s:
-            rows, cursor = probe.follow(cursor, timeout_s=0.01)
+        with running(write) as is_done:
+            while not is_done() and len(seen) <= total:
+                rows, cursor = probe.follow(cursor, timeout_s=0.01)
+                seen += rows
+        rows, cursor = probe.follow(cursor)
+        while rows and len(seen) <= total:
             seen += rows
-        thread.join()
-        seen += probe.follow(cursor)[0]
+            rows, cursor = probe.follow(cursor)
         assert len({row[1:3] for row in seen}) == len(seen), "an event was delivered twice"
+        assert len(seen) == total
         assert sorted(seen) == probe.rows()

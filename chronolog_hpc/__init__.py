@@ -1,0 +1,55 @@
+"""ChronoLog for MPI jobs: every rank logs into one story, and the job reads it back in order.
+
+Importing this package imports neither MPI nor numpy; each name is fetched from its module when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chronolog_hpc.mpi import guard as guard
+    from chronolog_hpc.replay import replay_story as replay_story
+    from chronolog_hpc.session import ClientInfo as ClientInfo
+    from chronolog_hpc.session import RankStory as RankStory
+    from chronolog_hpc.session import describe_clients as describe_clients
+    from chronolog_hpc.session import open_story as open_story
+
+    __version__: str
+
+_HOMES = {
+    "ClientInfo": "session",
+    "RankStory": "session",
+    "describe_clients": "session",
+    "guard": "mpi",
+    "open_story": "session",
+    "replay_story": "replay",
+}
+
+__all__ = ["ClientInfo", "RankStory", "describe_clients", "guard", "open_story", "replay_story"]
+
+
+def __getattr__(name: str) -> Any:
+    """Fetch a public name, or the version of the installed distribution."""
+    if name == "__version__":
+        return _version()
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])
+
+
+def _version() -> str:
+    """Return the version in pyproject.toml, of which the installed distribution knows."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("chronolog-hpc")
+    except PackageNotFoundError:
+        return "0+unknown"  # a checkout on PYTHONPATH

@@ -1,0 +1,154 @@
+"""The main job: every rank logs into a story, the job replays it in order, and checks that it is what was logged."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from chronolog_hpc.bench import baseline, environment, phases, report
+from chronolog_hpc.bench.fields import FIELDS, nest
+from chronolog_hpc.bench.progress import Progress
+from chronolog_hpc.bench.records import GeneratedRecords, PayloadRecords, Records, read_payload
+from chronolog_hpc.bench.spec import Spec, SpecError
+from chronolog_hpc.bench.ranks import Ranks
+from chronolog_hpc.bench.verify import Verdict, verify
+from chronolog_hpc.bench.workspace import Workspace, workspace
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+DONE = 0
+FAILED = 1
+NOT_VERIFIED = 3
+
+
+def run(spec: Spec, comm: MPI.Comm | None, command: str = "") -> int:
+    """Run the main job and report on rank 0.
+
+    Collective: over `comm`; synchronises.
+
+    Args:
+        spec: what to do.
+        comm: all ranks; None to run alone, without MPI.
+        command: the command line, for the report.
+
+    Returns:
+        The exit code, the same on all ranks: 0 done, 1 the results could not be written, 3 the verification failed.
+
+    Raises:
+        SpecError: on all ranks, if it cannot be done as asked.
+    """
+    ranks = Ranks(comm)
+    progress = Progress(enabled=ranks.first)
+    with ExitStack() as stack:
+        json_file = _take_json_file(ranks, spec, stack)
+        records = _records(ranks, spec)
+        try:
+            with workspace(ranks, spec.store) as work:
+                result, verdict = _measure(ranks, spec, work, records, progress, command)
+        finally:
+            progress.clear()
+        code = DONE if verdict.good else NOT_VERIFIED
+        if ranks.first:
+            print(report.text(result), flush=True)
+            for sentence in verdict.examples:
+                print(f"chronolog bench: {sentence}", file=sys.stderr)
+            code = _write_json(json_file, result, code)
+    return ranks.from_first(code)
+
+
+def _take_json_file(ranks: Ranks, spec: Spec, stack: ExitStack) -> report.JsonFile | None:
+    """Make the file for the results on rank 0, so that nobody waits for results that cannot be kept."""
+    problem = json_file = None
+    if ranks.first and spec.json is not None:
+        try:
+            json_file = stack.enter_context(report.new_json_file(spec.json))
+        except SpecError as error:
+            problem = str(error)
+    ranks.agree(problem)
+    return json_file
+
+
+def _records(ranks: Ranks, spec: Spec) -> Records:
+    """Return what will be logged. A payload file is read by rank 0."""
+    if spec.payload is None:
+        return GeneratedRecords(spec.seed, spec.size_bytes)
+    data, problem = b"", None
+    if ranks.first:
+        try:
+            data = read_payload(spec.payload)
+        except SpecError as error:
+            problem = str(error)
+    ranks.agree(problem)
+    return PayloadRecords(ranks.from_first(data))
+
+
+def _write_json(json_file: report.JsonFile | None, result: dict[str, Any], code: int) -> int:
+    try:
+        if json_file is not None:
+            json_file.write(result)
+    except OSError as error:
+        print(f"chronolog bench: --json: {error.strerror}", file=sys.stderr)
+        return FAILED
+    return code
+
+
+def _measure(
+    ranks: Ranks, spec: Spec, work: Workspace, records: Records, progress: Progress, command: str
+) -> tuple[dict[str, Any], Verdict]:
+    """Run all phases; return the result as it stands in the JSON, and the verdict."""
+    env = environment.describe(ranks, str(work.scratch), command)
+    progress.say("warm up")
+    phases.warm_up(ranks, work, records)
+    with phases.TimesFile() as times:
+        written = phases.write(ranks, spec, work, records, times, progress)
+        progress.say("replay")
+        replayed = phases.replay(ranks, spec.story, work, written.story)
+        verdict = verify(ranks, spec, records, written, replayed.events, progress)
+    progress.say("latency")
+    latency, calls = phases.latency(ranks, spec, work, records)
+    compared = baseline.compare(ranks, spec, work, records, progress) if spec.baseline_rounds else None
+    written_bytes = sum(entry["bytes"] for entry in written.per_rank)
+    events = spec.events * ranks.size
+    values = {
+        "write.events": events,
+        "write.bytes": written_bytes,
+        "write.seconds": written.seconds,
+        "write.events_per_s": events / written.seconds,
+        "write.bytes_per_s": written_bytes / written.seconds,
+        **{f"write.latency_ns.{name}": value for name, value in latency.summary_ns().items()},
+        "replay.seconds": replayed.columns_s,
+        "replay.events": verdict.replayed,
+        "replay.events_per_s": verdict.replayed / replayed.columns_s,
+        "replay.objects_per_s": verdict.replayed / replayed.objects_s,
+        **{
+            f"verified.{name}": getattr(verdict, name)
+            for name in ("expected", "replayed", "missing", "duplicated", "out_of_order", "corrupted")
+        },
+    }
+    tree = nest({figure.key: values[figure.key] for figure in FIELDS})
+    tree["write"]["per_rank"] = written.per_rank
+    if compared is not None:
+        tree["baseline"] = dataclasses.asdict(compared)
+    return {"schema": report.SCHEMA, "spec": _echo(spec, records, calls), "env": env, **tree}, verdict
+
+
+def _echo(spec: Spec, records: Records, latency_calls: int) -> dict[str, Any]:
+    """Return the parameters as the report names them, with what was chosen for those that were left open."""
+    payload = isinstance(records, PayloadRecords)
+    return {
+        "events_per_rank": spec.events,
+        "size_bytes": None if payload else spec.size_bytes,
+        "story": spec.story,
+        "payload": spec.payload,
+        "payload_lines": len(records) if isinstance(records, PayloadRecords) else None,
+        "batch": spec.batch,
+        "store": None if spec.store is None else os.path.abspath(spec.store),
+        "json": spec.json,
+        "seed": spec.seed,
+        "latency_calls_per_rank": latency_calls,
+        "baseline_rounds": spec.baseline_rounds,
+    }

@@ -1,0 +1,116 @@
+"""The ranks of a benchmark: one communicator, or one process without MPI.
+
+Ranks that wait sleep instead of spinning, so that on a machine with fewer cores than ranks the waiting do not slow
+down the working.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from chronolog_hpc.bench.spec import SpecError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+T = TypeVar("T")
+
+_FIRST_NAP_S = 20e-6
+_LONGEST_NAP_S = 500e-6
+
+
+class Ranks:
+    """The ranks of a communicator, or this process alone.
+
+    Collective: every method, over all ranks, except `first`.
+
+    Attributes:
+        comm: the communicator, or None.
+        rank: number of this rank.
+        size: number of ranks.
+        hosts: host name of every rank.
+    """
+
+    def __init__(self, comm: MPI.Comm | None) -> None:
+        """Get to know each other.
+
+        Collective: over `comm`.
+        """
+        self.comm = comm
+        self.rank = 0 if comm is None else comm.Get_rank()
+        self.size = 1 if comm is None else comm.Get_size()
+        self.hosts: list[str] = self.all(socket.gethostname())
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank speaks for all."""
+        return self.rank == 0
+
+    @property
+    def on_one_host(self) -> bool:
+        """Whether all ranks share a host, and with it CLOCK_MONOTONIC."""
+        return len(set(self.hosts)) == 1
+
+    def barrier(self) -> None:
+        """Wait, asleep, until all ranks are here."""
+        if self.comm is None:
+            return
+        request = self.comm.Ibarrier()
+        nap_s = _FIRST_NAP_S
+        while not request.Test():
+            time.sleep(nap_s)
+            nap_s = min(2 * nap_s, _LONGEST_NAP_S)
+
+    def all(self, value: T) -> list[T]:
+        """Return the values of all ranks, by rank."""
+        if self.comm is None:
+            return [value]
+        self.barrier()
+        values: list[T] = self.comm.allgather(value)
+        return values
+
+    def sum(self, value: T) -> T:
+        """Return the sum of the values of all ranks; anything that can be added is a value."""
+        if self.comm is None:
+            return value
+        self.barrier()
+        total: T = self.comm.allreduce(value)
+        return total
+
+    def from_first(self, value: T) -> T:
+        """Return the value of rank 0."""
+        if self.comm is None:
+            return value
+        self.barrier()
+        common: T = self.comm.bcast(value, root=0)
+        return common
+
+    def exchange(self, values: Sequence[T]) -> list[T]:
+        """Send the value at place r to rank r; return what the others sent here, by rank."""
+        if self.comm is None:
+            return list(values)
+        received: list[T] = self.comm.alltoall(values)
+        return received
+
+    def agree(self, problem: str | None) -> None:
+        """Go on if no rank has a problem.
+
+        Raises:
+            SpecError: on all ranks, with the problem of the first that has one.
+        """
+        problems = [found for found in self.all(problem) if found is not None]
+        if problems:
+            raise SpecError(problems[0])
+
+    def describe_rank(self, rank: int) -> str:
+        """Return a rank's number and host, for a message."""
+        return f"rank {rank} on {self.hosts[rank]}"
+
+
+def this_process() -> dict[str, Any]:
+    """Return where this rank runs."""
+    return {"host": socket.gethostname(), "pid": os.getpid()}

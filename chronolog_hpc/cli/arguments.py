@@ -1,0 +1,84 @@
+"""What the parsers of all commands share: errors of one sentence, sizes with units, the version."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+USAGE = 2
+"""Exit code for what cannot be done as asked."""
+
+SIZE_HELP = "bytes, or with a unit: 128, 4KiB, 64MiB (KiB, MiB, GiB are powers of 1024; kB, MB, GB of 1000)"
+
+_SIZE = re.compile(r"(\d[\d_]*)\s*([a-zA-Z]*)")
+_UNIT_BYTES = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmg", start=1):
+    _UNIT_BYTES |= {f"{_letter}ib": 1024**_power, _letter: 1024**_power, f"{_letter}b": 1000**_power}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one sentence, without a page of usage before it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Make a parser that takes no abbreviations: a script that uses them breaks when an option is added."""
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the arguments and exit with code 2."""
+        self.exit(USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+class ShowVersion(argparse.Action):
+    """Print the version and exit; it is looked up only when somebody asks."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:  # noqa: A002  argparse
+        """Make an option without a value."""
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> NoReturn:
+        """Print the version and exit."""
+        print(f"chronolog {version()}")
+        parser.exit()
+
+
+def version() -> str:
+    """Return the version of the installed package."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("chronolog-hpc")
+    except PackageNotFoundError:
+        return "of a checkout that is not installed"
+
+
+def size_bytes(text: str) -> int:
+    """Return the number of bytes that `text` names: 128, 4KiB, 64MiB."""
+    match = _SIZE.fullmatch(text.strip())
+    unit = match[2].lower() if match else None
+    if match is None or unit not in _UNIT_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 128, 4KiB or 64MiB")
+    return int(match[1]) * _UNIT_BYTES[unit]
+
+
+def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
+    """Return a converter of arguments that takes whole numbers from `minimum` to `maximum`, both included."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        if not minimum <= value <= maximum:
+            raise argparse.ArgumentTypeError(f"{text} is not between {minimum} and {maximum}")
+        return value
+
+    return convert

@@ -1,0 +1,262 @@
+"""The one door to `py_chronolog_client`: everything in `chronolog_hpc` takes the client's names from here.
+
+ChronoLog's own compiled client has the same name as the package that comes with this one. Where it is found first on the path, it
+hides ours; then importing this module raises an error that names the file which is in the way.
+
+Further it knows where the store is (`store_directory`), how to open a client there (`open_client`), and how to turn a code of the
+API back into the error behind it (`check`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+PACKAGE = "py_chronolog_client"
+DEFAULT_STORE = "chronolog_store"
+"""Directory of the store, below the working directory, where nothing is configured."""
+
+_PROOF = "eventlist"
+
+
+class ForeignClientError(ImportError):
+    """Another `py_chronolog_client` hides the one that `chronolog_hpc` needs.
+
+    Attributes:
+        path: file or directory of the other one; None if there is none at all.
+    """
+
+
+def check_is_ours() -> None:
+    """Make sure that `py_chronolog_client` is the one that belongs to this package, without running a foreign one.
+
+    Raises:
+        ForeignClientError: it is another one, or there is none.
+    """
+    ours = Path(__file__).resolve().parent.parent / PACKAGE
+    loaded = sys.modules.get(PACKAGE)
+    spec = importlib.util.find_spec(PACKAGE) if loaded is None else loaded.__spec__
+    origin = spec.origin if spec is not None else getattr(loaded, "__file__", None)
+    if spec is not None and spec.submodule_search_locations is not None:
+        locations = list(spec.submodule_search_locations)
+        if any(os.path.isfile(os.path.join(location, f"{_PROOF}.py")) for location in locations):
+            return
+        origin = origin or (locations[0] if locations else None)
+    if origin is None and loaded is None:
+        raise ForeignClientError(
+            f'there is no {PACKAGE}, which comes with chronolog-hpc: pip install "chronolog-hpc"',
+            name=PACKAGE,
+        )
+    raise ForeignClientError(
+        f"{origin}: this {PACKAGE} is not the one that comes with chronolog-hpc, and hides it (ChronoLog's compiled client has the "
+        f"same name): take it out of PYTHONPATH and sys.path, or put {ours.parent} before it",
+        name=PACKAGE,
+        path=None if origin is None else os.fspath(origin),
+    )
+
+
+check_is_ours()
+
+from py_chronolog_client import (  # noqa: E402  only after the check
+    ChronoLogError,
+    Client,
+    ClientPortalServiceConf,
+    ClientQueryServiceConf,
+    ErrorCode,
+    Event,
+    EventList,
+    RecordTooLargeError,
+    StoryHandle,
+)
+from py_chronolog_client.clock import Clock, ClockModel, SystemClock  # noqa: E402
+from py_chronolog_client.conf import FILE_PROTOCOL, STORE_VARIABLE  # noqa: E402
+from py_chronolog_client.engine.base import (  # noqa: E402
+    MAX_TIME_NS,
+    Durability,
+    ScanReport,
+    Snapshot,
+    WriterStatistics,
+)
+from py_chronolog_client.errors import (  # noqa: E402
+    DamageError,
+    InvalidArgumentError,
+    NotAStoreError,
+    NotConnectedError,
+    NotFoundError,
+    ReplayTimeoutError,
+    StoreError,
+)
+
+if TYPE_CHECKING:
+    from py_chronolog_client.page import U64, MemoryPage, Page
+    from py_chronolog_client.store.catalog import Catalog
+
+__all__ = [
+    "ChronoLogError",
+    "Client",
+    "ClientFile",
+    "ClientPortalServiceConf",
+    "ClientQueryServiceConf",
+    "Clock",
+    "ClockModel",
+    "DamageError",
+    "Durability",
+    "ErrorCode",
+    "Event",
+    "EventList",
+    "ForeignClientError",
+    "InvalidArgumentError",
+    "MAX_TIME_NS",
+    "MemoryPage",
+    "NotAStoreError",
+    "NotConnectedError",
+    "NotFoundError",
+    "Page",
+    "RecordTooLargeError",
+    "ReplayTimeoutError",
+    "ScanReport",
+    "Snapshot",
+    "StoreError",
+    "StoryFiles",
+    "StoryHandle",
+    "SystemClock",
+    "U64",
+    "WriterStatistics",
+    "check",
+    "check_is_ours",
+    "open_client",
+    "release",
+    "require_store",
+    "store_directory",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Fetch the names that need numpy when they are asked for."""
+    if name in ("Page", "MemoryPage", "U64"):
+        return getattr(importlib.import_module("py_chronolog_client.page"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def store_directory(store: str | os.PathLike[str] | None = None) -> tuple[Path, bool]:
+    """Return the absolute path of the store, and whether anybody chose it.
+
+    CHRONOLOG_STORE comes first, as for every client; then `store`; then `chronolog_store` in the working directory.
+    """
+    chosen = os.environ.get(STORE_VARIABLE) or store
+    return Path(os.path.abspath(os.fsdecode(chosen or DEFAULT_STORE))), bool(chosen)
+
+
+def require_store(directory: Path) -> None:
+    """Make sure that a store is there, before a client that only reads would create one.
+
+    Raises:
+        NotAStoreError: there is none.
+    """
+    from py_chronolog_client.store.root import StoreRoot
+
+    StoreRoot.open(directory, create=False)
+
+
+def open_client(directory: Path, **options: Any) -> Client:
+    """Return a connected client on a store directory; `options` as for `Client`.
+
+    Raises:
+        ChronoLogError: the store cannot be used.
+    """
+    portal = ClientPortalServiceConf(FILE_PROTOCOL, os.fspath(directory), 0, 0)
+    client = Client(portal, ClientQueryServiceConf(FILE_PROTOCOL, os.fspath(directory), 0, 0), **options)
+    check(client, client.Connect())
+    return client
+
+
+def check(client: Client, code: int, *accepted: ErrorCode) -> int:
+    """Return a code of the ChronoLog API if it is 0 or accepted, otherwise raise the error that it stands for."""
+    if code == ErrorCode.CL_SUCCESS or code in accepted:
+        return code
+    raise client.last_error or ChronoLogError(f"ChronoLog error {ErrorCode(code).name} ({code})")
+
+
+def release(handle: StoryHandle, reason: str) -> None:
+    """Flush and give a story up, and note why."""
+    handle._writer.close(reason)  # noqa: SLF001  the API has no word for a reason
+
+
+class ClientFile(NamedTuple):
+    """What can be told of a client of a story without reading its events."""
+
+    client_id: int
+    host: str
+    """Where it ran; empty if that cannot be read."""
+    size_bytes: int
+
+
+class StoryFiles:
+    """The files of a story, by client.
+
+    `Client.clients` and `Client.snapshot` open every file of a story. Here a rank asks only for its share.
+    """
+
+    def __init__(self, directory: Path, chronicle: str, story: str) -> None:
+        """Find a story.
+
+        Args:
+            directory: of the store.
+            chronicle: name.
+            story: name.
+
+        Raises:
+            NotFoundError: there is no such story.
+            NotAStoreError: there is no store.
+        """
+        from py_chronolog_client.store.catalog import Catalog
+        from py_chronolog_client.store.root import StoreRoot
+
+        self._catalog: Catalog = Catalog(StoreRoot.open(directory, create=False))
+        self._directory = self._catalog.story_directory(chronicle, story)
+
+    def client_ids(self) -> list[int]:
+        """Return the ids of all clients that ever wrote to the story, sorted."""
+        return self._catalog.clients(self._directory)
+
+    def describe(self, client_ids: Sequence[int]) -> list[ClientFile]:
+        """Return host and size of some clients; one open per client.
+
+        Raises:
+            StoreError: a client's file is not there.
+        """
+        from py_chronolog_client.store.records import read_client_record
+
+        found = []
+        for client_id in client_ids:
+            path = self._path(client_id)
+            record: Mapping[str, Any] = read_client_record(path, client_id) or {}
+            found.append(ClientFile(client_id, str(record.get("host", "")), self._size_bytes(path)))
+        return found
+
+    def require(self, client_ids: Sequence[int]) -> None:
+        """Make sure that this process sees the files of some clients.
+
+        Raises:
+            StoreError: one is not there.
+        """
+        for client_id in client_ids:
+            self._size_bytes(self._path(client_id))
+
+    def _path(self, client_id: int) -> Path:
+        return self._directory / f"{client_id:016x}.log"
+
+    @staticmethod
+    def _size_bytes(path: Path) -> int:
+        try:
+            return os.stat(path).st_size
+        except OSError as error:
+            raise StoreError(
+                path,
+                f"another rank sees this file and this one does not ({error.strerror}): use a store on a file "
+                "system that all hosts share",
+            ) from error

@@ -1,0 +1,344 @@
+"""Ranks that fail together and wait politely: the little that `chronolog_hpc` needs beyond MPI itself.
+
+* MPI is imported when it is first needed, never before, and its absence says which extra to install.
+* What fails on one rank of a collective operation is raised on all of them (`Team.together`), so that nobody waits for somebody who
+  has left. What fails on one rank alone ends the job with that rank's traceback (`guard`, `abort`).
+* Who waits for long sleeps (`wait`). MPI libraries spin, and with more ranks than cores the spinning ranks would hold up the
+  one that all wait for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pickle
+import signal
+import socket
+import sys
+import time
+import traceback
+from array import array
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from chronolog_hpc.clientlib import ChronoLogError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from mpi4py import MPI
+
+T = TypeVar("T")
+
+LEAVE_GRACE_S = 0.5
+"""How long a rank that failed waits to hear whether all others have failed too."""
+
+_ABORTED_S = 30.0
+_SPIN_S = 0.002
+_SHORTEST_PAUSE_S = 5e-5
+_LONGEST_PAUSE_S = 0.01
+
+
+class MpiMissingError(ImportError):
+    """MPI is needed and cannot be used."""
+
+
+class RankError(ChronoLogError):
+    """Another rank has failed, in a way that can only be told, not raised again."""
+
+
+def load_mpi() -> Any:
+    """Import and return `mpi4py.MPI`, which also initialises MPI.
+
+    Raises:
+        MpiMissingError: mpi4py or the MPI library is not there.
+    """
+    try:
+        return importlib.import_module("mpi4py.MPI")
+    except (ImportError, RuntimeError) as error:
+        raise MpiMissingError(
+            f'MPI cannot be used ({error}): pip install "chronolog-hpc[mpi]" brings mpi4py and an MPI library'
+        ) from error
+
+
+def wait(request: MPI.Request, timeout_s: float | None = None) -> bool:
+    """Complete a request without holding a core; return whether it was completed within `timeout_s`."""
+    start_s = time.monotonic()
+    while not request.Test():
+        waited_s = time.monotonic() - start_s
+        if timeout_s is not None and waited_s >= timeout_s:
+            return False
+        if waited_s < _SPIN_S:
+            os.sched_yield()
+        else:
+            time.sleep(min(_LONGEST_PAUSE_S, max(_SHORTEST_PAUSE_S, waited_s / 20)))
+    return True
+
+
+def barrier(comm: MPI.Comm | None) -> None:
+    """Wait for all ranks of `comm`, asleep.
+
+    Collective: over `comm`; synchronises.
+    """
+    if comm is not None:
+        wait(comm.Ibarrier())
+
+
+def abort(error: BaseException) -> NoReturn:
+    """Print the traceback of `error` with this rank's name, and end the whole job with a non-zero exit code."""
+    world = load_mpi().COMM_WORLD
+    name = f"rank {world.rank} of {world.size} on {socket.gethostname()} (pid {os.getpid()})"
+    if isinstance(error, SystemExit):
+        said = "" if isinstance(error.code, int) else f": {error.code}"
+        text = f"chronolog: {name} ends the job with exit code {_exit_code(error)}{said}\n"
+    else:
+        told = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        text = f"chronolog: {name} ends the job, because of\n{told}"
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    world.Abort(_exit_code(error))
+    raise SystemExit(_exit_code(error))  # where Abort of an MPI library returns
+
+
+@contextlib.contextmanager
+def guard(comm: MPI.Comm | None = None) -> Iterator[None]:
+    """End the whole job when an exception leaves the block on one rank, so that no other rank waits for it.
+
+    The rank's traceback is printed, and the exit code is 1 (the code of a SystemExit, 130 for a KeyboardInterrupt). An error that
+    was raised on all ranks is printed by one of them. On a communicator of one rank, and without MPI, the exception goes its way.
+
+    Args:
+        comm: whose ranks belong together; None for none.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if comm is None or comm.size == 1 or is_clean_exit(error):
+            raise
+        if getattr(error, "raised_on_all_ranks", False) and comm.rank:
+            time.sleep(_ABORTED_S)  # until rank 0 has printed it
+        abort(error)
+
+
+def is_clean_exit(error: BaseException | None) -> bool:
+    """Tell whether an exception says that all is well: none, or sys.exit(0)."""
+    return error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code & 0xFF or 1
+    return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+
+
+class Team:
+    """The ranks of a communicator at a collective operation; without MPI, or with one rank, nobody but this process.
+
+    As a context manager it has a communicator of its own (a duplicate), which is freed at the end; an exception that leaves the block on
+    this rank alone ends the job.
+
+    Collective: made, used and left by all ranks of `comm`.
+
+    Attributes:
+        rank: number of this rank in `comm`.
+        size: number of ranks.
+        comm: the duplicate; None if the size is 1.
+    """
+
+    def __init__(self, comm: MPI.Comm | None) -> None:
+        """Gather the ranks of `comm`.
+
+        Raises:
+            InvalidArgumentError: this rank does not belong to `comm`, or it connects two groups.
+        """
+        if comm is not None and not comm:
+            raise InvalidArgumentError("comm is COMM_NULL: this rank is no member, and must not take part")
+        if comm is not None and comm.Is_inter():
+            raise InvalidArgumentError("comm connects two groups: merge it first, comm.Merge()")
+        self.rank = 0 if comm is None else comm.rank
+        self.size = 1 if comm is None else comm.size
+        self.comm: MPI.Comm | None = comm.Dup() if comm is not None and self.size > 1 else None
+        self._shared_error: BaseException | None = None
+
+    def __enter__(self) -> Team:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.comm is None:
+            return
+        if not is_clean_exit(error) and error is not self._shared_error:
+            assert error is not None
+            abort(error)
+        self.comm.Free()
+
+    # -- failing together ----------------------------------------------------------------------------------------------
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Run an action on this rank; if it raises on one rank, raise that on all of them.
+
+        Collective: synchronises, behind the action.
+        """
+        error: Exception | None = None
+        result: T | None = None
+        try:
+            result = action()
+        except Exception as caught:  # noqa: BLE001  it is raised again, on every rank
+            error = caught
+        self.agree(error)
+        return result  # type: ignore[return-value]
+
+    def agree(self, error: Exception | None) -> None:
+        """Raise the error of the first rank that has one on all ranks.
+
+        Collective: synchronises.
+        """
+        first = self.least(self.size if error is None else self.rank)
+        if first == self.size:
+            return
+        if self.comm is None:
+            assert error is not None
+            raise error
+        told = self.comm.bcast(_pack(error) if error is not None and first == self.rank else None, root=first)
+        raised = _unpack(told, first)
+        if error is not None and first == self.rank and type(raised) is type(error):
+            raised = error
+        self._shared_error = raised
+        with contextlib.suppress(AttributeError):
+            raised.raised_on_all_ranks = True  # type: ignore[attr-defined]
+        raise raised from (error if raised is not error else error.__cause__)
+
+    def leave(self, error: BaseException | None) -> None:
+        """Leave a block in which the ranks went ways of their own; return when all have left it.
+
+        A rank that failed does not wait for others that are still busy: unless all fail at the same time, the job ends with
+        its traceback. Otherwise its caller raises the error again.
+
+        Collective: synchronises.
+        """
+        if self.comm is None:
+            return
+        failed = array("q", [0 if is_clean_exit(error) else 1])
+        failures = array("q", [0])
+        request = self.comm.Iallreduce(failed, failures)
+        if not failed[0]:
+            wait(request)
+        elif not wait(request, LEAVE_GRACE_S) or failures[0] < self.size:
+            assert error is not None
+            abort(error)
+        self._shared_error = error
+        if failures[0] and not failed[0]:
+            time.sleep(_ABORTED_S)  # until those that failed have ended the job
+            abort(RankError(f"{failures[0]} of {self.size} ranks failed"))
+
+    # -- small values --------------------------------------------------------------------------------------------------
+
+    def barrier(self) -> None:
+        """Wait for all ranks, asleep."""
+        barrier(self.comm)
+
+    def bcast(self, value: T, root: int = 0) -> T:
+        """Return the value of `root` on all ranks."""
+        return value if self.comm is None else self.comm.bcast(value, root=root)  # type: ignore[no-any-return]
+
+    def allgather(self, value: T) -> list[T]:
+        """Return the values of all ranks, in rank order."""
+        return [value] if self.comm is None else self.comm.allgather(value)
+
+    def total(self, value: int) -> int:
+        """Return the sum over all ranks; waits asleep."""
+        return self._reduce(value, "SUM")
+
+    def least(self, value: int) -> int:
+        """Return the minimum over all ranks; waits asleep."""
+        return self._reduce(value, "MIN")
+
+    def _reduce(self, value: int, operation: str) -> int:
+        if self.comm is None:
+            return value
+        result = array("q", [0])
+        wait(self.comm.Iallreduce(array("q", [value]), result, getattr(load_mpi(), operation)))
+        return result[0]
+
+    # -- arrays --------------------------------------------------------------------------------------------------------
+
+    def alltoall(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Send row i to rank i, and return the rows that the ranks have sent here; waits asleep.
+
+        Args:
+            rows: shape (size, ...), the same on all ranks.
+        """
+        import numpy as np
+
+        rows = np.ascontiguousarray(rows)
+        if self.comm is None:
+            return rows
+        received = np.empty_like(rows)
+        wait(self.comm.Ialltoall(rows, received))
+        return received
+
+    def alltoallv(
+        self, data: npt.NDArray[Any], counts: npt.NDArray[np.int64], incoming: npt.NDArray[np.int64]
+    ) -> npt.NDArray[Any]:
+        """Send consecutive parts of an array to the ranks, and return the parts from them, one after another.
+
+        Args:
+            data: shape (n,).
+            counts: int64, shape (size,): elements for each rank.
+            incoming: int64, shape (size,): elements from each rank.
+        """
+        import numpy as np
+
+        if self.comm is None:
+            return data
+        received = np.empty(int(incoming.sum()), data.dtype)
+        starts, places = (np.concatenate(([0], np.cumsum(part)[:-1])) for part in (counts, incoming))
+        wait(self.comm.Ialltoallv([data, (counts, starts)], [received, (incoming, places)]))
+        return received
+
+
+# -- errors that travel ------------------------------------------------------------------------------------------------
+
+
+def _pack(error: Exception) -> tuple[str, Any]:
+    """Return an error as something that another rank can raise."""
+    where = socket.gethostname()
+    if isinstance(error, ChronoLogError):
+        kind = type(error)
+        attributes = {name: value for name, value in vars(error).items() if _is_plain(value)}
+        return where, (kind.__module__, kind.__qualname__, str(error), attributes)
+    with contextlib.suppress(Exception):
+        data = pickle.dumps(error)
+        if type(pickle.loads(data)) is type(error):  # noqa: S301  what we have just written
+            return where, data
+    return where, f"{type(error).__name__}: {error}"
+
+
+def _unpack(told: tuple[str, Any], rank: int) -> Exception:
+    where, what = told
+    name = f"rank {rank} on {where}"
+    if isinstance(what, bytes):
+        error: Exception = pickle.loads(what)  # noqa: S301  from a rank of this job
+        if error.args and isinstance(error.args[0], str):
+            error.args = (f"{name}: {error.args[0]}", *error.args[1:])
+        return error
+    if isinstance(what, tuple):
+        module, kind_name, sentence, attributes = what
+        kind = getattr(sys.modules.get(module), kind_name, None)
+        if isinstance(kind, type) and issubclass(kind, ChronoLogError):
+            known = kind.__new__(kind)  # their constructors take other things than a sentence
+            known.args = (f"{name}: {sentence}",)
+            vars(known).update(attributes)
+            return known
+        what = sentence
+    return RankError(f"{name}: {what}")
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, (str, int, float, bytes))

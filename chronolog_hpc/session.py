@@ -1,0 +1,387 @@
+"""A session: all ranks of an MPI job open a story together, log on their own, and close it together.
+
+Opening and closing are collective; in between no call communicates. Every rank has a client of its own, whose files nobody else
+writes, so ranks never wait for each other. The client ids of a session are `prefix << 24 | rank`, where the prefix is 39 bits
+that rank 0 draws anew for each session: unique in the job and across jobs. Who is behind an id stands in the store (`describe_clients`).
+
+    with open_story(MPI.COMM_WORLD, "weather", "run-17") as story:
+        story.log_event("step 1")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from chronolog_hpc import clientlib
+from chronolog_hpc.clientlib import (
+    STORE_VARIABLE,
+    Client,
+    Clock,
+    Durability,
+    ErrorCode,
+    InvalidArgumentError,
+    StoreError,
+    StoryHandle,
+    WriterStatistics,
+)
+from chronolog_hpc.mpi import Team, is_clean_exit
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+logger = logging.getLogger("chronolog_hpc")
+
+RANK_BITS = 24
+"""The low bits of a client id of a session: the rank."""
+
+_PREFIX_BITS = 63 - RANK_BITS
+_PROOF_WAIT_S = 2.0
+_PROOF_PAUSE_S = 0.05
+_named: set[Path] = set()
+
+
+@dataclass(frozen=True, eq=False)
+class RankStory:
+    """One rank's end of a session, from `open_story`.
+
+    Thread safety: `log_event`, `log_events`, `flush` and `statistics` as for `StoryHandle`.
+    """
+
+    log_event: Callable[..., int]
+    """Append one event, text or bytes; returns its time in ns, or 0 if it was refused. Never communicates."""
+    handle: StoryHandle
+    client: Client
+    """This rank's client, which may also replay."""
+    rank: int
+    size: int
+    chronicle: str
+    story: str
+    """Name of the story that this rank writes; with `per_rank` it ends in the rank."""
+    store: Path
+    """Directory of the store, absolute."""
+
+    @property
+    def client_id(self) -> int:
+        """The client id of the events of this rank."""
+        return self.handle.client_id
+
+    def log_events(self, batch: Sequence[str | bytes]) -> int:
+        """Append a batch under one time and return it, or 0 if the batch was refused."""
+        return self.handle.log_events(batch)
+
+    def flush(self, timeout_s: float | None = None) -> int:
+        """Bring this rank's events to the durability that was asked for; return the acknowledged sequence number."""
+        return self.handle.flush(timeout_s)
+
+    def statistics(self) -> WriterStatistics:
+        """Return how many events of this rank were logged, are acknowledged, and were lost for which reason."""
+        return self.handle.statistics()
+
+
+@dataclass(frozen=True)
+class ClientInfo:
+    """Who is behind a client id."""
+
+    client_id: int
+    rank: int | None
+    """None for a client that is of no session."""
+    size: int | None
+    host: str
+    pid: int | None
+    job: str
+    """Job of the batch system; empty without one."""
+    attempt: int
+    """How often the batch system had restarted the job before."""
+    description: Mapping[str, Any]
+    """All that the client said of itself."""
+
+
+class _Plan(NamedTuple):
+    """What rank 0 tells the others."""
+
+    store: Path
+    prefix: int
+    proof: str
+    host: str
+
+
+@contextlib.contextmanager
+def open_story(
+    comm: MPI.Comm | None,
+    chronicle: str,
+    story: str,
+    *,
+    per_rank: bool = False,
+    store: str | os.PathLike[str] | None = None,
+    attrs: Mapping[str, str] | None = None,
+    durability: Durability = "process",
+    clock: Clock | None = None,
+    description: Mapping[str, Any] | None = None,
+) -> Iterator[RankStory]:
+    """Open a story on all ranks, for the time of the block.
+
+    Rank 0 creates what is missing: store, chronicle, story. The store is the one of CHRONOLOG_STORE, else `store`, else the directory
+    `chronolog_store` in rank 0's working directory, which rank 0 then names on stderr. Before anything is logged, every rank
+    proves that it sees there what rank 0 has written.
+
+    At the end of the block every rank flushes and releases its story; when the block has been left, every event of every rank is
+    visible to all. Events that could not be stored are counted over all ranks and reported by rank 0.
+
+    An exception inside the block on one rank releases its story and ends the whole job, with this rank's traceback and a
+    non-zero exit code; if all ranks fail within half a second, each goes on with its own exception.
+
+    Collective: over `comm`, at the beginning and at the end of the block; synchronises both times.
+
+    Durability: an event whose `log_event` returned survives the death of its process; see `durability`.
+
+    Args:
+        comm: the ranks that take part; None for this process alone, without MPI.
+        chronicle: name.
+        story: name.
+        per_rank: a story for each rank, named f"{story}.{rank}", instead of one that all share.
+        store: directory of the store.
+        attrs: attributes of the story, if it is created.
+        durability: what an acknowledged event survives: the death of its "process", or a power cut of its "node".
+        clock: where this rank's times come from; None for the system's.
+        description: kept with this rank's events, beside rank, size, host, pid, job and attempt.
+
+    Yields:
+        This rank's end of the session.
+
+    Raises:
+        ChronoLogError: opening or closing failed on one rank; raised on all of them.
+        MpiMissingError: `comm` needs an MPI that is not there.
+    """
+    with Team(comm) as team:
+        name = f"{story}.{team.rank}" if per_rank else story
+        described = {
+            **(description or {}),
+            "rank": team.rank,
+            "size": team.size,
+            "mode": "per-rank" if per_rank else "shared",
+            **_job(),
+        }
+        opening = _Opening(
+            chronicle, name, attrs, {"durability": durability, "clock": clock, "description": described}
+        )
+        client, handle, directory = _open(team, opening, store)
+        rank_story = RankStory(
+            handle.log_event, handle, client, team.rank, team.size, chronicle, name, directory
+        )
+        try:
+            yield rank_story
+        except BaseException as error:
+            if is_clean_exit(error):
+                _close(team, rank_story, story)
+            else:
+                _give_up(rank_story)
+                team.leave(error)
+            raise
+        _close(team, rank_story, story)
+
+
+def describe_clients(client: Client, chronicle: str, story: str) -> dict[int, ClientInfo]:
+    """Return who is behind the client ids of a story.
+
+    Args:
+        client: a connected client, for instance `RankStory.client`.
+        chronicle: name.
+        story: name; of a session with `per_rank`, f"{story}.{rank}".
+
+    Raises:
+        NotFoundError: there is no such story.
+    """
+    return {
+        client_id: ClientInfo(
+            client_id,
+            _number(found.get("rank")),
+            _number(found.get("size")),
+            str(found.get("host", "")),
+            _number(found.get("pid")),
+            str(found.get("job", "")),
+            _number(found.get("attempt")) or 0,
+            found,
+        )
+        for client_id, found in client.clients(chronicle, story).items()
+    }
+
+
+# -- opening -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """How each rank opens its story."""
+
+    chronicle: str
+    story: str
+    attrs: Mapping[str, str] | None
+    options: Mapping[str, Any]
+
+    def acquire(self, directory: Path, client_id: int, *, create: bool) -> tuple[Client, StoryHandle, Path]:
+        client = clientlib.open_client(directory, client_id=client_id, **self.options)
+        try:
+            if create:
+                code = client.CreateChronicle(self.chronicle)
+                clientlib.check(client, code, ErrorCode.CL_ERR_CHRONICLE_EXISTS)
+            code, handle = client.AcquireStory(self.chronicle, self.story, self.attrs)
+            clientlib.check(client, code)
+            assert handle is not None
+        except BaseException:
+            client.Disconnect()
+            raise
+        return client, handle, directory
+
+
+def _open(
+    team: Team, opening: _Opening, store: str | os.PathLike[str] | None
+) -> tuple[Client, StoryHandle, Path]:
+    """Open the story on rank 0, then on the others; on all or on none."""
+    with contextlib.ExitStack() as undo:
+        acquired: list[tuple[Client, StoryHandle, Path]] = []
+
+        def acquire(directory: Path, client_id: int, *, create: bool) -> None:
+            acquired.append(opening.acquire(directory, client_id, create=create))
+            undo.callback(acquired[0][0].Disconnect)
+
+        def begin() -> _Plan | None:
+            if team.rank:
+                return None
+            if team.size > 2**RANK_BITS:
+                raise InvalidArgumentError(
+                    f"{team.size} ranks are over the limit of {2**RANK_BITS} for one session"
+                )
+            directory = _chosen(store)
+            prefix = secrets.randbits(_PREFIX_BITS)
+            acquire(directory, prefix << RANK_BITS, create=True)
+            return _Plan(directory, prefix, _write_proof(directory, team.size), socket.gethostname())
+
+        plan = team.bcast(team.together(begin))
+        assert plan is not None
+
+        def join() -> None:
+            if team.rank:
+                directory = _own_directory(plan)
+                _check_proof(directory, plan, team.rank)
+                acquire(directory, plan.prefix << RANK_BITS | team.rank, create=False)
+
+        try:
+            team.together(join)
+        finally:
+            if plan.proof and not team.rank:
+                with contextlib.suppress(OSError):
+                    os.unlink(plan.store / plan.proof)
+        undo.pop_all()
+        return acquired[0]
+
+
+def _chosen(store: str | os.PathLike[str] | None) -> Path:
+    """Return rank 0's store, and name it where nobody has chosen it."""
+    directory, chosen = clientlib.store_directory(store)
+    if not chosen and directory not in _named:
+        _named.add(directory)
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"chronolog: store {directory}\n")
+            sys.stderr.flush()
+    elif store is not None and directory != Path(os.path.abspath(os.fsdecode(store))):
+        logger.warning("%s=%s is used instead of the store %s", STORE_VARIABLE, directory, os.fspath(store))
+    return directory
+
+
+def _own_directory(plan: _Plan) -> Path:
+    """Return what another rank takes for the store: its own CHRONOLOG_STORE comes first here too."""
+    return clientlib.store_directory(plan.store)[0]
+
+
+def _write_proof(directory: Path, size: int) -> str:
+    """Make an empty file with a name that cannot be guessed, and return the name; none for one rank."""
+    if size == 1:
+        return ""
+    name = f".session-{secrets.token_hex(16)}"
+    try:
+        os.close(os.open(directory / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise StoreError(directory, f"no file can be made there: {error.strerror}") from error
+    return name
+
+
+def _check_proof(directory: Path, plan: _Plan, rank: int) -> None:
+    """Make sure that this rank sees the file that rank 0 has made, though a network file system may show it late.
+
+    Raises:
+        StoreError: it does not.
+    """
+    deadline_s = time.monotonic() + _PROOF_WAIT_S
+    while not os.path.exists(directory / plan.proof):
+        if time.monotonic() >= deadline_s:
+            raise StoreError(
+                directory,
+                f"rank {rank} on {socket.gethostname()} does not see the store here that rank 0 on {plan.host} has opened at "
+                f"{plan.store}: choose a directory that all hosts share, with store= or {STORE_VARIABLE}",
+            )
+        time.sleep(_PROOF_PAUSE_S)
+
+
+def _job() -> dict[str, str | int]:
+    """Return the job of the batch system and how often it was restarted."""
+    job = next(filter(None, map(os.environ.get, ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"))), "")
+    attempt = os.environ.get("SLURM_RESTART_COUNT", "")
+    return {"job": job, "attempt": int(attempt) if attempt.isdecimal() else 0}
+
+
+# -- closing -----------------------------------------------------------------------------------------------------------
+
+
+def _give_up(rank_story: RankStory) -> None:
+    """Release the story of a rank that failed; its own error is more important than one from here."""
+    try:
+        clientlib.release(rank_story.handle, "exception")
+        rank_story.client.Disconnect()
+    except Exception:
+        logger.exception("rank %d could not release its story", rank_story.rank)
+
+
+def _close(team: Team, rank_story: RankStory, story: str) -> None:
+    """Close on all ranks, and report what could not be stored on any of them."""
+    error: Exception | None = None
+    try:
+        client = rank_story.client
+        held = (rank_story.chronicle, rank_story.story)
+        clientlib.check(client, client.ReleaseStory(*held), ErrorCode.CL_ERR_NOT_ACQUIRED)
+        clientlib.check(client, client.Disconnect())
+    except Exception as caught:  # noqa: BLE001  it is raised again, on every rank
+        error = caught
+    team.leave(None)
+    team.agree(error)
+    lost = dict(rank_story.statistics().lost)
+    total = team.total(sum(lost.values()))
+    if total:
+        losses = team.allgather(lost)
+        if not team.rank:
+            logger.warning(
+                "%s of story %r of %r were lost", _told(losses, total), story, rank_story.chronicle
+            )
+
+
+def _told(losses: Sequence[Mapping[str, int]], total: int) -> str:
+    """Return how many events of how many ranks were lost, and why."""
+    reasons: Counter[str] = Counter()
+    for lost in losses:
+        reasons.update(lost)
+    why = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+    return f"{total} events on {sum(map(bool, losses))} of {len(losses)} ranks ({why})"
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
