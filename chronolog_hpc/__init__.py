@@ -1,6 +1,6 @@
 """ChronoLog for MPI jobs: every rank logs into one story, and the job reads it back in order.
 
-Importing this package imports neither MPI nor numpy; each name is fetched from its module when it is first used.
+Importing this package imports neither MPI nor numpy; a name is fetched from its module when it is first used.
 """
 
 from __future__ import annotations

@@ -55,6 +55,11 @@ class Columns(NamedTuple):
                 break
         return start
 
+    def up_to(self, key: U64) -> int:
+        """Return how many events are before a key or have it."""
+        count = self.before(key)
+        return count + (count < len(self.times) and self.take(np.array([count]))[0].tolist() == key.tolist())
+
 
 class Pivots(NamedTuple):
     """Two keys around a cut: it is not before the first, and not behind the second."""

@@ -286,7 +286,7 @@ class Client:
 
         def replay() -> None:
             report = ScanReport()
-            for page in self.replay(chronicle_name, story_name, start, end, report=report):
+            for page in self.replay(chronicle_name, story_name, start, end, verify=True, report=report):
                 event_series.add_page(page)
             event_series.damages += report.damages
             if report.disbelieved:
@@ -310,6 +310,7 @@ class Client:
         snapshot: Snapshot | None = None,
         since: Snapshot | None = None,
         timeout_s: float | None = None,
+        verify: bool = False,
         report: ScanReport | None = None,
     ) -> Iterator[Page]:
         """Yield the events of a story in order, as pages of columns, in bounded memory. An extension of the ChronoLog API.
@@ -330,6 +331,7 @@ class Client:
             snapshot=snapshot,
             since=since,
             timeout_s=timeout_s,
+            verify=verify,
             report=report,
         )
 

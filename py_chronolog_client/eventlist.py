@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from py_chronolog_client.page import U32, U64, Page
 
 _CHUNK_EVENTS = 4096
+_COLUMNS = ("times", "client_ids", "sequences")
 
 
 class EventList(MutableSequence[Event]):
@@ -48,13 +49,15 @@ class EventList(MutableSequence[Event]):
     # -- pages ---------------------------------------------------------------------------------------------------------
 
     def add_page(self, page: Page) -> None:
-        """Append a page of a replay."""
+        """Append a page of a replay. Its columns move into the list's own, which are never held twice."""
         if self._events is not None:
             self._events += _events_of(page, 0, len(page))
         elif len(page):
             self._pages.append(page)
             self._starts.append(self._length)
             self._length += len(page)
+            for name in _COLUMNS:
+                self._add_to_column(name)
 
     @property
     def times(self) -> U64:
@@ -111,21 +114,22 @@ class EventList(MutableSequence[Event]):
 
         if self._events is not None:
             return np.array([of_event(event) for event in self._events], np.uint64)
-        column = self._columns.get(name)
-        if column is None or len(column) != self._length:
-            column = self._columns[name] = self._join(name)
-        return column
+        return self._columns[name][: self._length] if self._pages else np.empty(0, np.uint64)
 
-    def _join(self, name: str) -> U64:
-        """Put one column of all pages into one array, of which the pages keep views: it is never held twice."""
+    def _add_to_column(self, name: str) -> None:
+        """Copy a column of the last page into the whole, and let the page keep a view of it."""
         import numpy as np
 
-        whole = np.empty(self._length, np.uint64)
-        for page, start in zip(self._pages, self._starts, strict=True):
+        whole = self._columns.get(name)
+        fresh = len(self._pages) - 1
+        if whole is None or len(whole) < self._length:
+            whole = self._columns[name] = np.empty(max(self._length, 3 * self._length // 2), np.uint64)
+            fresh = 0  # memory that nobody has touched costs nothing, so growing by half does not waste it
+        for number in range(fresh, len(self._pages)):
+            page, start = self._pages[number], self._starts[number]
             part = whole[start : start + len(page)]
             part[:] = getattr(page, name)
             setattr(page, name, part)
-        return whole
 
     # -- a list --------------------------------------------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ def encode_batch(batch: Iterable[Record], limit_bytes: int) -> tuple[bytes, list
         text = None
     if text is not None and text.isascii():
         payload, sizes_bytes = text.encode(), list(map(len, items))
-        if sizes_bytes and max(sizes_bytes) > limit_bytes:
+        if len(payload) > limit_bytes and max(sizes_bytes) > limit_bytes:
             raise RecordTooLargeError(max(sizes_bytes), limit_bytes)
         return payload, sizes_bytes
     records = [encode(item, limit_bytes) for item in items]

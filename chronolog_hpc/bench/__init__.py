@@ -1,7 +1,7 @@
 """Benchmarks that run on all ranks, check what they measured, and report it with everything it depends on.
 
-The main job (`job.run`) writes, flushes, replays and verifies. Its parts are modules of their own, so that other benchmarks can
-take them:
+The main job (`job.run`) writes, flushes, replays and verifies. Its parts are modules of their own, so that
+other benchmarks can take them:
 
     spec        what is to be done: one frozen dataclass
     ranks        the ranks of a job, of which there may be one, without MPI

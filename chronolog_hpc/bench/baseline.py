@@ -1,14 +1,18 @@
 """What logging costs beside the least that a program could do: append encoded records to a plain buffered file.
 
-The baseline is a closure that reads `time.time_ns()` and writes `record.encode()` into a file with a buffer of 1 MiB. It is measured in the
-same run, on the same file system, with the same records and the same loop as `log_event`, and so is `log_events`; closing
-the file and `flush` are inside. How the three are made comparable:
+The baseline is a closure that reads `time.time_ns()` and writes `record.encode()` into a file with a buffer
+of 1 MiB. It is measured in the same run, on the same file system, with the same records and the same loop
+as `log_event`, and so is `log_events`; closing the file and `flush` are inside. How the three are made
+comparable:
 
-* Every measurement goes into a fresh file or story, which is removed before the next one: page cache that is touched for the first time
-  costs several times as much as recycled memory, in a virtual machine above all.
-* One round is done first and forgotten. Then each round measures all three, in an order that rotates from round to round.
-* A round's figure is the time of its slowest rank; what is reported is the median over the rounds of the ratio within one
-  round, with its smallest and largest value, because a ratio of two neighbours in time suffers least from what else the machine does.
+* Every measurement goes into a fresh file or story, which is removed before the next one: page cache that
+  is touched for the first time costs several times as much as recycled memory, in a virtual machine above
+  all.
+* One round is done first and forgotten. Then each round measures all three, in an order that rotates from
+  round to round.
+* A round's figure is the time of its slowest rank; what is reported is the median over the rounds of the
+  ratio within one round, with its smallest and largest value, because a ratio of two neighbours in time
+  suffers least from what else the machine does.
 """
 
 from __future__ import annotations
@@ -28,9 +32,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chronolog_hpc.bench.progress import Progress
+    from chronolog_hpc.bench.ranks import Ranks
     from chronolog_hpc.bench.records import Records
     from chronolog_hpc.bench.spec import Spec
-    from chronolog_hpc.bench.ranks import Ranks
     from chronolog_hpc.bench.workspace import Workspace
 
 BUFFER_BYTES = 2**20
@@ -102,7 +106,8 @@ def compare(ranks: Ranks, spec: Spec, work: Workspace, records: Records, progres
             if number:  # the first round is the warm-up
                 found[name].append(max(ranks.all(seconds)) * 1e9 / spec.events)
     ratios = {
-        name: [ours / raw for ours, raw in zip(found[name], found["raw"], strict=True)] for name in SUBJECTS[1:]
+        name: [ours / raw for ours, raw in zip(found[name], found["raw"], strict=True)]
+        for name in SUBJECTS[1:]
     }
     return Comparison(
         spec.events,
@@ -124,7 +129,9 @@ def _measure(ranks: Ranks, work: Workspace, name: str, pool: Sequence[str], even
         seconds = _timed(ranks, log, turns, close)
         path.unlink()
         return seconds
-    with open_story(ranks.comm, CHRONICLE, f"compare-{name}", per_rank=True, store=work.scratch_store) as story:
+    with open_story(
+        ranks.comm, CHRONICLE, f"compare-{name}", per_rank=True, store=work.scratch_store
+    ) as story:
         call: Callable[[Any], int] = story.log_event if name == "log_event" else story.log_events
         seconds = _timed(ranks, call, turns, story.flush)
         own = story.story
@@ -132,7 +139,9 @@ def _measure(ranks: Ranks, work: Workspace, name: str, pool: Sequence[str], even
     return seconds
 
 
-def _timed(ranks: Ranks, call: Callable[[Any], object], turns: Sequence[Sequence[Any]], end: Callable[[], object]) -> float:
+def _timed(
+    ranks: Ranks, call: Callable[[Any], object], turns: Sequence[Sequence[Any]], end: Callable[[], object]
+) -> float:
     ranks.barrier()
     start_ns = time.perf_counter_ns()
     for turn in turns:

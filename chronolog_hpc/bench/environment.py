@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from chronolog_hpc.bench.ranks import Ranks
 
 _TIMER_SAMPLES = 10_000
-_JOB_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOB_NUM_NODES", "SLURM_CPUS_PER_TASK", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID")
+_JOB_VARIABLES = (
+    "SLURM_JOB_ID",
+    "SLURM_JOB_NUM_NODES",
+    "SLURM_CPUS_PER_TASK",
+    "PBS_JOBID",
+    "LSB_JOBID",
+    "FLUX_JOB_ID",
+)
 
 
 def describe(ranks: Ranks, directory: str, command: str) -> dict[str, Any]:

@@ -51,7 +51,12 @@ FIELDS = (
     Field("replay.events_per_s", "replay rate", "events/s", "as columns, in order"),
     Field("replay.objects_per_s", "replay rate", "events/s", "iterated as Event objects, records read"),
     Field("verified.expected", "verified expected", "events"),
-    Field("verified.replayed", "verified replayed", "events", "every byte, client id, time and position compared"),
+    Field(
+        "verified.replayed",
+        "verified replayed",
+        "events",
+        "every byte, client id, time and position compared",
+    ),
     Field("verified.missing", "verified missing", "events"),
     Field("verified.duplicated", "verified duplicated", "events"),
     Field("verified.out_of_order", "verified out of order", "events"),
@@ -63,8 +68,22 @@ RANK_FIELDS = (
     Field("events_per_s", "events/s of a rank", "events/s"),
     Field("seconds", "write time of a rank", "s", "", 1, 6),
     Field("anonymous_before_bytes", "anonymous memory before", "MiB", "before writing", 2**-20, 1),
-    Field("anonymous_peak_bytes", "anonymous memory peak", "MiB", "while writing, at the end of each round", 2**-20, 1),
-    Field("high_water_bytes", "resident memory peak", "MiB", "VmHWM after writing, mapped files included", 2**-20, 1),
+    Field(
+        "anonymous_peak_bytes",
+        "anonymous memory peak",
+        "MiB",
+        "while writing, at the end of each round",
+        2**-20,
+        1,
+    ),
+    Field(
+        "high_water_bytes",
+        "resident memory peak",
+        "MiB",
+        "VmHWM after writing, mapped files included",
+        2**-20,
+        1,
+    ),
 )
 """Figures of each rank in `write.per_rank` of which the text shows the smallest and the largest."""
 

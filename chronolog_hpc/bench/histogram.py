@@ -1,7 +1,8 @@
 """A histogram of durations from which percentiles are read, small enough to be summed over all ranks.
 
-Values below 256 ns have a bin each; above, every power of two is cut into 128 bins, so a percentile is at most 0.8 % too
-high. It is never too low: the upper edge of the bin is what counts, but at most the largest value, which is kept.
+Values below 256 ns have a bin each; above, every power of two is cut into 128 bins, so a percentile is at
+most 0.8 % too high. It is never too low: the upper edge of the bin is what counts, but at most the largest
+value, which is kept.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class Histogram:
 
     def summary_ns(self) -> dict[str, int]:
         """Return p50, p90, p99, p99_9 and max."""
-        return {name: self.percentile_ns(fraction) for name, fraction in PERCENTILES.items()} | {"max": self.max_ns}
+        return {name: self.percentile_ns(fraction) for name, fraction in PERCENTILES.items()} | {
+            "max": self.max_ns
+        }
 
 
 def _upper_edge_ns(place: int) -> int:

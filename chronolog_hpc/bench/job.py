@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 from chronolog_hpc.bench import baseline, environment, phases, report
 from chronolog_hpc.bench.fields import FIELDS, nest
 from chronolog_hpc.bench.progress import Progress
+from chronolog_hpc.bench.ranks import Ranks
 from chronolog_hpc.bench.records import GeneratedRecords, PayloadRecords, Records, read_payload
 from chronolog_hpc.bench.spec import Spec, SpecError
-from chronolog_hpc.bench.ranks import Ranks
 from chronolog_hpc.bench.verify import Verdict, verify
 from chronolog_hpc.bench.workspace import Workspace, workspace
 
@@ -36,7 +36,8 @@ def run(spec: Spec, comm: MPI.Comm | None, command: str = "") -> int:
         command: the command line, for the report.
 
     Returns:
-        The exit code, the same on all ranks: 0 done, 1 the results could not be written, 3 the verification failed.
+        The exit code, the same on all ranks: 0 done, 1 the results could not be written, 3 the verification
+        failed.
 
     Raises:
         SpecError: on all ranks, if it cannot be done as asked.
@@ -103,7 +104,7 @@ def _measure(
     env = environment.describe(ranks, str(work.scratch), command)
     progress.say("warm up")
     phases.warm_up(ranks, work, records)
-    with phases.TimesFile() as times:
+    with closing(phases.TimesFile()) as times:
         written = phases.write(ranks, spec, work, records, times, progress)
         progress.say("replay")
         replayed = phases.replay(ranks, spec.story, work, written.story)

@@ -2,16 +2,19 @@
 
 How time is taken:
 
-* **Write.** The records of a round (at most 262144 events or 64 MiB) are made before the round's clock starts, so memory does not grow
-  with the number of events and making records is not measured. Between two barriers each rank then calls `log_event` for all of them,
-  in the loop `array("Q", map(log_event, records))`: it runs in C, and keeps the returned times at 8 bytes each. The loop itself costs
-  about as much as `for record in records: log_event(record)` and is not subtracted. `flush` is inside the last round. The seconds of a
-  round are its last end minus its first start over all ranks; the seconds of the phase are the sum over its rounds (one round for up to
-  262144 small events). Returned times go to an unlinked temporary file after each round.
-* **Latency** is a pass of its own, with two clock readings around each call; it goes through many roll-overs of the tail, whose
-  cost is what the high percentiles show. The overhead of the clock is reported beside it and not subtracted.
-* **Replay.** Between two barriers all ranks replay together and look at every column; then, between two other barriers, each
-  iterates over its slice as Event objects, which reads the records.
+* **Write.** The records of a round (at most 262144 events or 64 MiB) are made before the round's clock
+  starts, so memory does not grow with the number of events and making records is not measured. Between two
+  barriers each rank then calls `log_event` for all of them, in the loop `array("Q", map(log_event,
+  records))`: it runs in C, and keeps the returned times at 8 bytes each. The loop itself costs about as
+  much as `for record in records: log_event(record)` and is not subtracted. `flush` is inside the last
+  round. The seconds of a round are its last end minus its first start over all ranks; the seconds of the
+  phase are the sum over its rounds (one round for up to 262144 small events). Returned times go to an
+  unlinked temporary file after each round.
+* **Latency** is a pass of its own, with two clock readings around each call; it goes through many
+  roll-overs of the tail, whose cost is what the high percentiles show. The overhead of the clock is
+  reported beside it and not subtracted.
+* **Replay.** Between two barriers all ranks replay together and look at every column; then, between two
+  other barriers, each iterates over its slice as Event objects, which reads the records.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ import numpy as np
 
 from chronolog_hpc.bench.environment import memory_bytes
 from chronolog_hpc.bench.histogram import Histogram
-from chronolog_hpc.bench.spec import StoryMode
 from chronolog_hpc.bench.ranks import this_process
+from chronolog_hpc.bench.spec import StoryMode
 from chronolog_hpc.bench.workspace import CHRONICLE
 from chronolog_hpc.replay import replay_story
 from chronolog_hpc.session import RankStory, open_story
@@ -37,9 +40,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from chronolog_hpc.bench.progress import Progress
+    from chronolog_hpc.bench.ranks import Ranks
     from chronolog_hpc.bench.records import Records
     from chronolog_hpc.bench.spec import Spec
-    from chronolog_hpc.bench.ranks import Ranks
     from chronolog_hpc.bench.workspace import Workspace
     from chronolog_hpc.clientlib import EventList
 
@@ -63,10 +66,8 @@ class TimesFile:
         self._file = tempfile.TemporaryFile(prefix="chronolog-bench-times-")  # noqa: SIM115  closed by `close`
         self._count = 0
 
-    def __enter__(self) -> TimesFile:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def close(self) -> None:
+        """Let go of the file, and with it of its content."""
         self._file.close()
 
     def append(self, times: array[int], repeated: Sequence[int] | None = None) -> None:
@@ -74,7 +75,7 @@ class TimesFile:
         column = np.frombuffer(times, np.uint64)
         if repeated is not None:
             column = np.repeat(column, repeated)
-        self._file.write(memoryview(column).cast("B"))
+        self._file.write(column.tobytes())
         self._count += len(column)
 
     def read(self) -> npt.NDArray[np.uint64]:
@@ -134,7 +135,9 @@ def warm_up(ranks: Ranks, work: Workspace, records: Records) -> None:
         work.destroy_scratch_story("warm-up")
 
 
-def write(ranks: Ranks, spec: Spec, work: Workspace, records: Records, times: TimesFile, progress: Progress) -> Written:
+def write(
+    ranks: Ranks, spec: Spec, work: Workspace, records: Records, times: TimesFile, progress: Progress
+) -> Written:
     """Log the events of the main story.
 
     Collective: over the ranks; synchronises.
@@ -174,7 +177,11 @@ def write(ranks: Ranks, spec: Spec, work: Workspace, records: Records, times: Ti
 
 
 def _log_round(
-    ranks: Ranks, story: RankStory, texts: Sequence[str | bytes], batch: int, flush: Callable[[], object] | None
+    ranks: Ranks,
+    story: RankStory,
+    texts: Sequence[str | bytes],
+    batch: int,
+    flush: Callable[[], object] | None,
 ) -> tuple[Span, array[int]]:
     """Log prepared records between two barriers; return when, and the times that came back."""
     call: Callable[[Any], int] = story.log_event if batch == 1 else story.log_events
@@ -202,7 +209,9 @@ def latency(ranks: Ranks, spec: Spec, work: Workspace, records: Records) -> tupl
     samples_ns = array("Q")
     keep, clock = samples_ns.append, time.perf_counter_ns
     per_rank_story = spec.story == "per-rank"
-    with open_story(ranks.comm, CHRONICLE, "latency", per_rank=per_rank_story, store=work.scratch_store) as story:
+    with open_story(
+        ranks.comm, CHRONICLE, "latency", per_rank=per_rank_story, store=work.scratch_store
+    ) as story:
         call: Callable[[Any], int] = story.log_event if spec.batch == 1 else story.log_events
         ranks.barrier()
         while len(samples_ns) < calls:

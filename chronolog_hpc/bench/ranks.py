@@ -1,7 +1,7 @@
 """The ranks of a benchmark: one communicator, or one process without MPI.
 
-Ranks that wait sleep instead of spinning, so that on a machine with fewer cores than ranks the waiting do not slow
-down the working.
+Ranks that wait sleep instead of spinning, so that on a machine with fewer cores than ranks the waiting do
+not slow down the working.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The records that a benchmark logs: cheap to make, different for every event, and made again to verify it.
 
-A record depends on nothing but the seed, the rank and the number of the event, so any rank can say what any other
-has logged. A generated record begins with these three numbers in hexadecimal digits; the rest is a stretch of random text
-that starts elsewhere for every event, so that bytes which stray from one record into another are noticed. A record
-too short for the numbers has only the text: it is the same for several events, and then time and sequence number
-tell them apart.
+A record depends on nothing but the seed, the rank and the number of the event, so any rank can say what any
+other has logged. A generated record begins with these three numbers in hexadecimal digits; the rest is a
+stretch of random text that starts elsewhere for every event, so that bytes which stray from one record into
+another are noticed. A record too short for the numbers has only the text: it is the same for several
+events, and then time and sequence number tell them apart.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class GeneratedRecords(Records):
         return f"{self._seed:016x}{rank:08x}{number:012x} "
 
     def texts(self, rank: int, numbers: Iterable[int]) -> list[str | bytes]:
+        """Return the records of these events of a rank, as they are given to `log_event`."""
         text, size, shift, mask = self._text, self._text_bytes, rank * _RANK_STRIDE, _TEXT_CHARACTERS - 1
         if not self._with_head:
             starts = [(number * _STRIDE + shift) & mask for number in numbers]
@@ -78,17 +79,20 @@ class GeneratedRecords(Records):
         ]
 
     def total_bytes(self, rank: int, count: int) -> int:
+        """Return the size of the first `count` records of a rank."""
         return self._size_bytes * count
 
     @property
     def mean_bytes(self) -> int:
+        """Size of a record, rounded up, at least 1."""
         return self._size_bytes
 
 
 class PayloadRecords(Records):
     """The lines of a file, again and again; each rank begins one line later than the one before it.
 
-    A line is logged as text where it is UTF-8, else as the bytes that it is; without its newline. Empty lines are records too.
+    A line is logged as text where it is UTF-8, else as the bytes that it is; without its newline. Empty
+    lines are records too.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -104,14 +108,17 @@ class PayloadRecords(Records):
         return len(self._lines)
 
     def texts(self, rank: int, numbers: Iterable[int]) -> list[str | bytes]:
+        """Return the records of these events of a rank, as they are given to `log_event`."""
         texts, count = self._texts, len(self._texts)
         return [texts[(rank + number) % count] for number in numbers]
 
     def encoded(self, rank: int, numbers: Iterable[int]) -> list[bytes]:
+        """Return the lines themselves."""
         lines, count = self._lines, len(self._lines)
         return [lines[(rank + number) % count] for number in numbers]
 
     def total_bytes(self, rank: int, count: int) -> int:
+        """Return the size of the first `count` records of a rank."""
         return self._bytes_before(rank + count) - self._bytes_before(rank)
 
     def _bytes_before(self, number: int) -> int:
@@ -120,6 +127,7 @@ class PayloadRecords(Records):
 
     @property
     def mean_bytes(self) -> int:
+        """Size of a record, rounded up, at least 1."""
         return max(1, -(-self._ends[-1] // len(self._lines)))
 
 
@@ -142,7 +150,9 @@ def read_payload(path: str) -> bytes:
     if not data:
         raise SpecError(f"--payload {path} is empty: give a file with at least one line")
     if max(map(len, data.split(b"\n"))) > MAX_SIZE_BYTES:
-        raise SpecError(f"--payload {path} has a line of more than {MAX_SIZE_BYTES} bytes, which no record can hold")
+        raise SpecError(
+            f"--payload {path} has a line of more than {MAX_SIZE_BYTES} bytes, which no record can hold"
+        )
     return data
 
 

@@ -19,15 +19,20 @@ def text(result: Mapping[str, Any]) -> str:
     lines = ["# chronolog bench: all ranks log, flush, replay together, and verify what they replayed"]
     for block in ("spec", "env"):
         lines += [f"# {block}.{name}: {_shown(value)}" for name, value in result[block].items()]
-    lines += ["#", f"# {'figure':<26}{'value':>18}  unit", *(_line(f, look_up(result, f.key)) for f in FIELDS)]
+    lines += [
+        "#",
+        f"# {'figure':<26}{'value':>18}  unit",
+        *(_line(f, look_up(result, f.key)) for f in FIELDS),
+    ]
     lines += ["#", f"# {'of each rank':<26}{'smallest':>18}{'largest':>18}  unit"]
-    lines += [line for figure in RANK_FIELDS if (line := _spread_over_ranks(figure, result["write"]["per_rank"]))]
+    lines += [
+        line for figure in RANK_FIELDS if (line := _spread_over_ranks(figure, result["write"]["per_rank"]))
+    ]
     if "baseline" in result:
         compared = result["baseline"]
         lines += [
             "#",
-            f"# in {compared['rounds']} rounds of {compared['events']} events per rank, log_events in batches of "
-            f"{compared['batch']}, slowest rank",
+            f"# {compared['rounds']} rounds of {compared['events']} events per rank, batches of {compared['batch']}",
             f"# {'compared':<26}{'median':>18}{'smallest':>18}{'largest':>18}  unit",
             *(_line(f, *compared[f.key].values()) for f in COMPARISON_FIELDS),
         ]
@@ -101,7 +106,9 @@ def new_json_file(path: str) -> Iterator[JsonFile]:
     try:
         file = open(path, "x", encoding="utf-8")  # noqa: SIM115  closed below
     except FileExistsError:
-        raise SpecError(f"--json {path} is there already, and results are never overwritten: choose another name") from None
+        raise SpecError(
+            f"--json {path} is there already, and results are never overwritten: choose another name"
+        ) from None
     except OSError as error:
         raise SpecError(f"--json {path} cannot be written: {error.strerror}") from error
     made = JsonFile(file)

@@ -1,9 +1,10 @@
 """The check of a replay against what was logged: every byte, client id, time and position, without exception.
 
-Each event goes two ways. The rank that has replayed it makes its record again, from the rank and number of the event, and
-compares every byte. The rank that has logged it is told its sequence number and time; it compares the time with the one that
-`log_event` returned then, and keeps a tally of its events, which tells the missing from the doubled. Both go in chunks, so that
-memory does not grow with the number of events except for the tally: two bytes for each event that the rank has logged.
+Each event goes two ways. The rank that has replayed it makes its record again, from the rank and number of
+the event, and compares every byte. The rank that has logged it is told its sequence number and time; it
+compares the time with the one that `log_event` returned then, and keeps a tally of its events, which tells
+the missing from the doubled. Both go in chunks, so that memory does not grow with the number of events
+except for the tally: two bytes for each event that the rank has logged.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 
     from chronolog_hpc.bench.phases import Written
     from chronolog_hpc.bench.progress import Progress
+    from chronolog_hpc.bench.ranks import Ranks
     from chronolog_hpc.bench.records import Records
     from chronolog_hpc.bench.spec import Spec
-    from chronolog_hpc.bench.ranks import Ranks
     from chronolog_hpc.clientlib import EventList
 
     U64 = npt.NDArray[np.uint64]
@@ -45,7 +46,8 @@ class Verdict:
         missing: events that it did not deliver, or that `log_event` had refused.
         duplicated: deliveries of an event that had been delivered before.
         out_of_order: events that come before their predecessor.
-        corrupted: deliveries with another record or time than was logged, or of an event that nobody has logged.
+        corrupted: deliveries with another record or time than was logged, or of an event that nobody has
+            logged.
         examples: sentences about some of what was found.
     """
 
@@ -185,7 +187,9 @@ class Checker:
         last: key of the last event, or None.
     """
 
-    def __init__(self, client_ids: list[int], records: Records, attempts: list[Attempts], verdict: Verdict) -> None:
+    def __init__(
+        self, client_ids: list[int], records: Records, attempts: list[Attempts], verdict: Verdict
+    ) -> None:
         """Prepare to check.
 
         Args:
@@ -219,7 +223,9 @@ class Checker:
                 deliveries[rank] = Delivery(sequences[places], times[places], altered)
         if foreign.any():
             self.verdict.corrupted += int(foreign.sum())
-            self.verdict.note(f"an event of client {client_ids[foreign][0]} was replayed, which is no rank of this job")
+            self.verdict.note(
+                f"an event of client {client_ids[foreign][0]} was replayed, which is no rank of this job"
+            )
         return deliveries
 
     def _altered(self, rank: int, sequences: U64, found: list[bytes]) -> npt.NDArray[np.bool_]:
@@ -261,7 +267,12 @@ def joints_out_of_order(ends: list[tuple[Key | None, Key | None]]) -> int:
 
 
 def _chunks(events: EventList, size: int) -> Iterator[tuple[U64, U64, U64, list[bytes]]]:
-    times, client_ids, sequences, records = events.times, events.client_ids, events.sequences, events.records()
+    times, client_ids, sequences, records = (
+        events.times,
+        events.client_ids,
+        events.sequences,
+        events.records(),
+    )
     for start in range(0, len(events), size):
         part = slice(start, start + size)
         yield times[part], client_ids[part], sequences[part], list(islice(records, size))

@@ -1,8 +1,9 @@
 """Where a benchmark works: the store of the main story, and a scratch directory on the same file system.
 
-The scratch directory takes everything that is only needed to measure (the baseline's files, a store for warm-up, latency and
-comparison stories), and also the main story where no store was asked for. It is removed at the end, however the end comes: by a
-process that does nothing but wait for the end of rank 0. A store that was asked for receives nothing but its story.
+The scratch directory takes everything that is only needed to measure (the baseline's files, a store for
+warm-up, latency and comparison stories), and also the main story where no store was asked for. It is
+removed at the end, however the end comes: by a process that does nothing but wait for the end of rank 0. A
+store that was asked for receives nothing but its story.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from chronolog_hpc.bench.spec import SpecError
 from chronolog_hpc.bench.ranks import Ranks
-from chronolog_hpc.clientlib import ChronoLogError, Client, ClientPortalServiceConf
+from chronolog_hpc.bench.spec import SpecError
+from chronolog_hpc.clientlib import ChronoLogError, open_client
 
 STORE_VARIABLE = "CHRONOLOG_STORE"
 CHRONICLE = "chronolog-bench"
@@ -54,13 +55,8 @@ class Workspace:
 
     def destroy_scratch_story(self, story: str) -> None:
         """Remove a story of the scratch store, to recycle its memory in the page cache."""
-        with Client(store_conf(self.scratch_store)) as client:
+        with open_client(Path(self.scratch_store)) as client:
             client.DestroyStory(CHRONICLE, story)
-
-
-def store_conf(directory: str) -> ClientPortalServiceConf:
-    """Return the configuration that selects the store in a directory."""
-    return ClientPortalServiceConf("file", directory, 0, 0)
 
 
 @contextmanager
@@ -78,10 +74,10 @@ def workspace(ranks: Ranks, store: str | None) -> Iterator[Workspace]:
     """
     overridden = os.environ.pop(STORE_VARIABLE, None)
     try:
-        places = ranks.from_first(_make(ranks, store) if ranks.first else None)
+        made = _make(ranks, store) if ranks.first else ""
+        places = ranks.from_first(made)
         if isinstance(places, str):
             raise SpecError(places)
-        assert places is not None
         with ExitStack() as stack:
             if ranks.first:
                 stack.callback(Janitor(places.scratch).close)
@@ -108,8 +104,7 @@ def _make(ranks: Ranks, store: str | None) -> Workspace | str:
             scratch = Path(tempfile.mkdtemp(prefix=prefix[1:], dir=parent))
             return Workspace(str(scratch / "store"), story, scratch)
         store = os.path.abspath(store)
-        with Client(store_conf(store)):
-            pass
+        open_client(Path(store)).Disconnect()
         return Workspace(store, story, Path(tempfile.mkdtemp(prefix=prefix, dir=store)))
     except ChronoLogError as error:
         return f"--store: {error}"
@@ -131,6 +126,4 @@ class Janitor:
 
     def close(self) -> None:
         """Return when the directory is removed."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()  # closes its standard input, for which it waits

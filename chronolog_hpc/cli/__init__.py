@@ -1,10 +1,11 @@
 """The command `chronolog`: it parses on every rank, speaks on rank 0, and exits with the same code everywhere.
 
 Each command is a module of this package with a function `register`, which adds its parser and names the
-function that runs it. Nothing heavy is imported before a command needs it: `--help` costs no numpy and no MPI.
+function that runs it. Nothing heavy is imported before a command needs it: `--help` costs no numpy and no
+MPI.
 
-Exit codes: 0 done, 1 failed, 2 asked for something that cannot be done, 3 a check of the results failed, 128 + n
-ended by signal n.
+Exit codes: 0 done, 1 failed, 2 asked for something that cannot be done, 3 a check of the results failed,
+128 + n ended by signal n.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130
 
 _DESCRIPTION = """\
-Every rank logs events into a story, the job replays the story in order, and verifies every byte, client id, time and
-position. Run it as "mpiexec -n P chronolog bench", or alone. The report names its units and parameters; lines
+Every rank logs events into a story, the job replays the story in order, and verifies every byte, client id,
+time and position. Run it as "mpiexec -n P chronolog bench", or alone. The report names its units and
+parameters; lines
 that begin with # are not figures."""
 
 _EPILOG = """\
@@ -41,19 +42,26 @@ def register(commands: argparse._SubParsersAction[Any]) -> None:
         help="events that each rank logs (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--size", metavar="B", type=size_bytes, help=f"size of a record: {SIZE_HELP} (default: {default.size_bytes})"
+        "--size",
+        metavar="B",
+        type=size_bytes,
+        help=f"size of a record: {SIZE_HELP} (default: {default.size_bytes})",
     )
     parser.add_argument(
         "--story", choices=("shared", "per-rank"), default=default.story,
         help="one story of all ranks, or one for each (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--payload", metavar="FILE", help="log the lines of FILE, again and again, not generated records")
+    parser.add_argument(
+        "--payload", metavar="FILE", help="log the lines of FILE, again and again, not generated records"
+    )
     parser.add_argument(
         "--batch", metavar="K", type=whole_number(1, limits.MAX_BATCH), default=default.batch,
         help="log K events with each log_events; 1: use log_event (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--store", metavar="DIR", help="use the store in DIR and keep the data, as a new story (default: a fresh one, removed)"
+        "--store",
+        metavar="DIR",
+        help="use the store in DIR and keep the data, as a new story (default: a fresh one, removed)",
     )
     parser.add_argument("--json", metavar="PATH", help="write the results to PATH, which must not exist")
     parser.add_argument(
@@ -104,7 +112,9 @@ def _refuse(error: SpecError, launch: Launch) -> int:
 
 def _spec(args: argparse.Namespace) -> Spec:
     if args.size is not None and args.payload is not None:
-        raise SpecError("--size is the size of generated records, and --payload logs none: leave one of them out")
+        raise SpecError(
+            "--size is the size of generated records, and --payload logs none: leave one of them out"
+        )
     return Spec(
         events=args.events,
         size_bytes=limits.DEFAULT_SIZE_BYTES if args.size is None else args.size,
@@ -131,7 +141,9 @@ def _communicator(launch: Launch) -> MPI.Comm | None:
     try:
         comm: MPI.Comm = load_mpi().COMM_WORLD
     except MpiMissingError as error:
-        raise SpecError(f"{launch.variable} says that a launcher has started several ranks, but {error}") from error
+        raise SpecError(
+            f"{launch.variable} says that a launcher has started several ranks, but {error}"
+        ) from error
     if launch.size not in (None, comm.Get_size()):
         raise SpecError(
             f"the launcher has started {launch.size} ranks and MPI sees {comm.Get_size()}: use the launcher that belongs to "

@@ -1,7 +1,7 @@
 """Whether a launcher has started this process as one of several ranks, told from the environment alone.
 
-MPI is imported only when there is a launcher: a command that runs alone needs none. And before MPI is there, the
-environment knows already which rank may speak.
+MPI is imported only when there is a launcher: a command that runs alone needs none. And before MPI is
+there, the environment knows already which rank may speak.
 """
 
 from __future__ import annotations

@@ -202,9 +202,13 @@ class Engine(ABC):
         snapshot: Snapshot | None = None,
         since: Snapshot | None = None,
         timeout_s: float | None = None,
+        verify: bool = False,
         report: ScanReport | None = None,
     ) -> Iterator[Page]:
         """Deliver the events of `[start_ns, end_ns]` in order, in pages of bounded size.
+
+        Nobody ever gets a record whose checksum does not hold: records are checked when `Page.records` fetches them (DamageError), or
+        with `verify` before a page is delivered, which then leaves damaged ones out.
 
         Args:
             start_ns: first time, included.
@@ -213,6 +217,7 @@ class Engine(ABC):
             snapshot: deliver only events below these marks; None takes a snapshot now.
             since: deliver only events at or above these marks.
             timeout_s: raise ReplayTimeoutError when the scan takes longer.
+            verify: check the records of every page before it is delivered.
             report: filled with what was found wrong; without it, DamageError is raised at the end.
         """
 

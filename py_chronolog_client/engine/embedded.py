@@ -121,6 +121,7 @@ class EmbeddedEngine(Engine):
         snapshot: Snapshot | None = None,
         since: Snapshot | None = None,
         timeout_s: float | None = None,
+        verify: bool = False,
         report: ScanReport | None = None,
     ) -> Iterator[Page]:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -130,7 +131,7 @@ class EmbeddedEngine(Engine):
         until = log.snapshot()
         if snapshot is not None:
             until = {client_id: min(mark, snapshot.get(client_id, 0)) for client_id, mark in until.items()}
-        yield from log.pages(start_ns, end_ns, since or {}, until, found, deadline)
+        yield from log.pages(start_ns, end_ns, since or {}, until, found, deadline, verify)
         if report is None and found.damages:
             raise found.damages[0]
 

@@ -417,6 +417,7 @@ class Appender(Writer):
             ends = array("Q", accumulate(sizes_bytes, initial=end))
             epoch.ends[slot + 1 : slot + count] = ends[2:]
             epoch.ends[slot] = ends[1]
+            claim.slot = slot + count
         return time_ns
 
     def _put_block(self, epoch: Epoch, payload: bytes, sizes_bytes: Sequence[int]) -> int:

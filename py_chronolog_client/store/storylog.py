@@ -61,6 +61,7 @@ class StoryLog:
         until: Snapshot,
         report: ScanReport,
         deadline: float | None = None,
+        verify: bool = False,
     ) -> Iterator[Page]:
         """Yield the events of `[start_ns, end_ns]` whose sequence numbers are from `since` up to `until` (not included)."""
         cursors = []
@@ -73,7 +74,7 @@ class StoryLog:
             ]
             if stretches:
                 cursors.append(_Cursor(client_id, stretches, (start_ns, end_ns), marks))
-        with _Loader([stretch for cursor in cursors for stretch in cursor.stretches], report) as loader:
+        with _Loader([stretch for cursor in cursors for stretch in cursor.stretches], report, verify) as loader:
             for parts in _windows(cursors, loader):
                 if deadline is not None and time.monotonic() > deadline:
                     raise ReplayTimeoutError("the replay did not finish before its deadline")
@@ -165,12 +166,14 @@ def _cuts(stretches: Iterable[Stretch]) -> Iterator[int]:
 class _Loader:
     """Loads and checks stretches, a few of them ahead of the merge."""
 
-    def __init__(self, stretches: list[Stretch], report: ScanReport) -> None:
+    def __init__(self, stretches: list[Stretch], report: ScanReport, verify: bool) -> None:
         self._order = sorted(stretches, key=lambda stretch: stretch.first_time)
         self._report = report
         self._next = 0
         self._running: dict[Stretch, Future[U64]] = {}
-        workers = min(len(os.sched_getaffinity(0)), _WORKERS) if len(stretches) > 1 else 0
+        self._load = _checked_times if verify else _times
+        # Only checking is worth a thread: it releases the GIL for long.
+        workers = min(len(os.sched_getaffinity(0)), _WORKERS) if verify and len(stretches) > 1 else 0
         self._pool = ThreadPoolExecutor(workers, "chronolog-scan") if workers > 1 else None
 
     def __enter__(self) -> _Loader:
@@ -184,18 +187,27 @@ class _Loader:
         """Return the times of a stretch; none of them if it is damaged, which is noted in the report."""
         try:
             if self._pool is None:
-                return stretch.times()
+                return self._load(stretch)
             while stretch not in self._running or len(self._running) < _AHEAD:
                 if self._next == len(self._order):
                     break
                 ahead = self._order[self._next]
-                self._running[ahead] = self._pool.submit(ahead.times)
+                self._running[ahead] = self._pool.submit(self._load, ahead)
                 self._next += 1
             return self._running.pop(stretch).result()
         except DamageError as error:
             self._report.damages.append(error)
             self._report.missing += stretch.end_sequence - stretch.first_sequence
             return np.empty(0, np.uint64)
+
+
+def _times(stretch: Stretch) -> U64:
+    return stretch.times()
+
+
+def _checked_times(stretch: Stretch) -> U64:
+    stretch.check()
+    return stretch.times()
 
 
 class _StoryPage(Page):

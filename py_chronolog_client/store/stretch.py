@@ -19,7 +19,7 @@ from py_chronolog_client.page import U64, split_records
 from py_chronolog_client.store.blocks import read_exactly
 from py_chronolog_client.store.format import HEADER_BYTES, BlockHeader
 
-_PIECE_BYTES = 2**20
+_PIECE_BYTES = 2**18
 _local = threading.local()
 
 
@@ -57,18 +57,26 @@ class Stretch(ABC):
 
     @abstractmethod
     def times(self) -> U64:
-        """Return all times, after checking everything that can be checked.
+        """Return all times.
 
         Raises:
-            DamageError: the bytes are not what was written.
+            DamageError: the index columns are not what was written.
+        """
+
+    @abstractmethod
+    def check(self) -> None:
+        """Make sure that the records are what was written; once is enough.
+
+        Raises:
+            DamageError: they are not.
         """
 
     @abstractmethod
     def records(self, start: int, stop: int) -> list[bytes]:
-        """Return the records of the sequence numbers `start` to `stop` (not included).
+        """Return the records of the sequence numbers `start` to `stop` (not included), after `check`.
 
         Raises:
-            DamageError: the bytes are not there any more.
+            DamageError: they are not what was written.
         """
 
     def windows_ns(self, times: U64) -> U64:
@@ -84,12 +92,13 @@ class Stretch(ABC):
 class BlockStretch(Stretch):
     """The events of a block in a segment."""
 
-    __slots__ = ("_file", "_header", "_offset")
+    __slots__ = ("_checked", "_file", "_header", "_offset")
 
     def __init__(self, file: Descriptor, offset: int, header: BlockHeader) -> None:
         self._file = file
         self._offset = offset
         self._header = header
+        self._checked = False
         self.first_sequence = header.first_sequence
         self.end_sequence = header.end_sequence
         self.first_time = header.first_time
@@ -104,11 +113,17 @@ class BlockStretch(Stretch):
         words: U64 = np.frombuffer(columns, np.uint64)
         times, ends = words[: header.count], words[header.count :]
         self._check_columns(times, ends)
-        if self._payload_crc(columns_at + header.columns_bytes) != header.payload_crc:
-            raise self._damage("the checksum of the payload does not hold")
         return times.copy()
 
+    def check(self) -> None:
+        if not self._checked:
+            header = self._header
+            if self._payload_crc(self._offset + HEADER_BYTES + header.columns_bytes) != header.payload_crc:
+                raise self._damage("the checksum of the payload does not hold")
+            self._checked = True
+
     def records(self, start: int, stop: int) -> list[bytes]:
+        self.check()
         header = self._header
         ends_at = self._offset + HEADER_BYTES + 8 * header.count
         first = start - header.first_sequence
@@ -177,6 +192,9 @@ class TailStretch(Stretch):
 
     def times(self) -> U64:
         return self._times
+
+    def check(self) -> None:
+        """Do nothing: the copy was checked when it was made."""
 
     def records(self, start: int, stop: int) -> list[bytes]:
         first = start - self.first_sequence

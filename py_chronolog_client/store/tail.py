@@ -217,9 +217,9 @@ class Tail:
     def first_free(self, epoch: Epoch, hint: int = 0) -> int:
         """Return the first slot that is not committed; all slots before `hint` are known to be."""
         ends, capacity = epoch.ends, self.layout.capacity
-        base, slot = self._known
-        if slot > hint and base == self.base(epoch):
-            hint = slot
+        known_base, known_slot = self._known
+        if known_slot > hint and known_base == self.base(epoch):
+            hint = known_slot
         while hint < capacity and ends[hint]:
             committed = ends[hint : hint + _STEP].tolist()
             hint += committed.index(0) if 0 in committed else len(committed)

@@ -169,6 +169,7 @@ class ToyEngine(Engine):
         snapshot: Snapshot | None = None,
         since: Snapshot | None = None,
         timeout_s: float | None = None,
+        verify: bool = False,
         report: ScanReport | None = None,
     ) -> Iterator[Page]:
         kept = self._story(chronicle, story)

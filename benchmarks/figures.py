@@ -1,0 +1,276 @@
+"""The promised figures, each beside what was measured: `python -m benchmarks.figures`.
+
+Everything is measured at full size by default (2 million events for writing, 10 million for replay). A
+ratio is taken between neighbours in time and reported as the median of several, with the smallest and the
+largest; a replay is always the first call of a fresh process. Memory is sampled from outside, in a run of
+its own, so that sampling slows down no figure. Nothing is asserted: the exit code says only whether
+everything could be measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import visibility, workloads
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One promise."""
+
+    name: str
+    measured: Sequence[float]
+    """One value, or those of all rounds."""
+    wanted: float
+    unit: str
+    at_least: bool = False
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        """What is compared with the promise."""
+        return statistics.median(self.measured)
+
+    @property
+    def kept(self) -> bool:
+        """Whether the promise is kept."""
+        return self.median >= self.wanted if self.at_least else self.median <= self.wanted
+
+    def row(self) -> tuple[str, ...]:
+        """Return the cells of the table."""
+        several = len(self.measured) > 1
+        shown = _number(self.median) + (
+            f" ({_number(min(self.measured))}..{_number(max(self.measured))})" if several else ""
+        )
+        wanted = f"{'>=' if self.at_least else '<='} {_number(self.wanted)}"
+        ratio = f"{self.median / self.wanted:.2f}" if self.wanted else "-"
+        return self.name, shown, wanted, self.unit, ratio, "yes" if self.kept else "NO", self.note
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    events: int
+    replay_events: int
+    rounds: int
+    visible_events: int
+
+
+def _number(value: float) -> str:
+    if value >= 1e6:
+        return f"{value / 1e6:.2f}M"
+    return f"{value:.4g}"
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def _bench(scratch: Path, *options: object, ranks: int = 0) -> dict[str, Any]:
+    """Run `chronolog bench`, on ranks or alone; return its JSON."""
+    from tests.support.processes import child_environment
+
+    path = scratch / f"bench-{time.monotonic_ns()}.json"
+    start = [*_mpiexec(), "-n", str(ranks)] if ranks else []
+    argv = [*start, sys.executable, "-m", "chronolog_hpc", "bench", "--json", str(path), *map(str, options)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=child_environment())
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(argv)} has ended with {done.returncode}: {done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def _mpiexec() -> list[str]:
+    from tests.support.launch import mpiexec
+
+    return mpiexec()
+
+
+def overhead(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
+    """Measure log_event and log_events against the raw buffered file, one process."""
+    found = _bench(scratch, "--events", sizes.events, "--baseline-rounds", sizes.rounds)["baseline"]
+    for name, wanted in (("log_event", 2.0), ("log_events", 0.6)):
+        ratio, ns = found[f"{name}_ratio"], found[f"{name}_ns"]["median"]
+        note = f"{ns:.0f} ns against {found['raw_ns']['median']:.0f} ns"
+        if name == "log_events":
+            note += f", batches of {found['batch']}"
+        yield Figure(
+            f"{name} / raw file", [ratio["min"], ratio["median"], ratio["max"]], wanted, "x", note=note
+        )
+
+
+def scaling(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
+    """Measure what two ranks write against what one writes, and whether memory grows with the number of events."""
+    if not _mpiexec():
+        return
+    ratios, rates, peaks = [], [], {}
+    for _ in range(sizes.rounds):
+        one, two = (
+            _bench(scratch, "--events", sizes.events, "--baseline-rounds", 0, ranks=ranks)["write"]
+            for ranks in (1, 2)
+        )
+        ratios.append(two["events_per_s"] / one["events_per_s"])
+        rates.append(two["events_per_s"])
+    yield Figure(
+        "write, 2 ranks / 1 rank", ratios, 1.8, "x", at_least=True,
+        note=f"2 ranks: {_number(statistics.median(rates))} events/s",
+    )  # fmt: skip
+    for events in (sizes.events // 2, sizes.events * 2):
+        write = _bench(scratch, "--events", events, "--baseline-rounds", 0, ranks=2)["write"]
+        peaks[events] = max(entry["anonymous_peak_bytes"] or 0 for entry in write["per_rank"])
+    (few, small), (many, large) = peaks.items()
+    note = (
+        f"peak {small / 2**20:.1f} MiB at {_number(few)} events, {large / 2**20:.1f} MiB at {_number(many)}"
+    )
+    yield Figure(
+        "anonymous memory per event", [max(0, large - small) / (many - few)], 0.05, "bytes", note=note
+    )
+
+
+# -- replay ------------------------------------------------------------------------------------------------------------
+
+
+def replay(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
+    """Measure the first replay in a fresh process, and a range of 1 % of the story."""
+    store, story = scratch / "store", "of-several"
+    workloads.fill(store, story, sizes.replay_events)
+    runs = [_first_replay(store, story) for _ in range(sizes.rounds)]
+    events = runs[0]["events"]
+    note = f"{_number(events)} events of {workloads.CLIENTS} clients, first call, import of numpy included"
+    yield Figure(
+        "replay as columns",
+        [events / run["columns_s"] for run in runs],
+        15e6,
+        "events/s",
+        at_least=True,
+        note=note,
+    )
+    yield Figure(
+        "replay as Event objects", [events / run["objects_s"] for run in runs], 1e6, "events/s", at_least=True,
+        note="iterating, records read",
+    )  # fmt: skip
+    watched = _first_replay(store, story, watch=True)
+    note = f"{watched['grown_bytes'] / 2**20:.0f} MiB for {watched['columns_bytes'] / 2**20:.0f} MiB, sampled every ms"
+    yield Figure(
+        "anonymous memory / columns",
+        [watched["grown_bytes"] / max(1, watched["columns_bytes"])],
+        1.5,
+        "x",
+        note=note,
+    )
+    whole = runs[0]
+    middle_ns = (whole["first_ns"] + whole["last_ns"]) // 2
+    width_ns = (whole["last_ns"] - whole["first_ns"]) // 100
+    part = _first_replay(store, story, middle_ns, middle_ns + width_ns)
+    share = part["events"] / events
+    for what, name in (("bytes", "read_bytes"), ("parts of blocks", "parts")):
+        note = f"{part[name]} of {whole[name]} {what} for {100 * share:.2f} % of the events, records included"
+        yield Figure(
+            f"1 % range: {what} read",
+            [100 * part[name] / max(1, whole[name])],
+            100 * share * 1.5,
+            "%",
+            note=note,
+        )
+
+
+def _first_replay(store: Path, story: str, *bounds_ns: int, watch: bool = False) -> dict[str, Any]:
+    """Replay in a fresh process; with `watch`, sample its memory."""
+    process = workloads.start("replay", store, story, *bounds_ns)
+    workloads.answer(process)
+    before = _anonymous_bytes(process.pid)
+    workloads.say(process)
+    peak = before
+    if watch:
+        assert process.stdout is not None
+        with _unblocked(process) as is_waiting:
+            while is_waiting():
+                peak = max(peak, _anonymous_bytes(process.pid))
+                time.sleep(0.001)
+    found = workloads.answer(process)
+    workloads.say(process)
+    found |= workloads.answer(process)
+    workloads.end(process)
+    return {**found, "grown_bytes": peak - before}
+
+
+@contextmanager
+def _unblocked(process: subprocess.Popen[str]) -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether the next answer of a process is still to come."""
+    import select
+
+    yield lambda: not select.select([process.stdout], [], [], 0)[0]
+
+
+def _anonymous_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+# -- visibility --------------------------------------------------------------------------------------------------------
+
+
+def visible(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
+    """Measure from the return of log_event to the delivery in another process."""
+    for asleep, name in ((False, "asking"), (True, "waiting in follow")):
+        delays_ns = visibility.measure(scratch / "visible", name, sizes.visible_events, 2.0, asleep=asleep)
+        found = visibility.quantiles(delays_ns)
+        note = f"p50 {found['p50'] / 1e3:.0f}, max {found['max'] / 1e3:.0f} us, {len(delays_ns)} events"
+        yield Figure(f"visible to a reader {name}, p99", [found["p99"] / 1e3], 1000, "us", note=note)
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+PARTS = {"overhead": overhead, "scaling": scaling, "replay": replay, "visible": visible}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.figures", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument(
+        "--events", type=int, default=2_000_000, help="events of each rank (default: %(default)s)"
+    )
+    parser.add_argument("--replay-events", type=int, default=10_000_000, help="(default: %(default)s)")
+    parser.add_argument("--visible-events", type=int, default=1000, help="(default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="of everything that is repeated (default: %(default)s)"
+    )
+    args = parser.parse_args(argv)
+    unknown = [part for part in args.parts if part not in PARTS]
+    if (
+        unknown
+        or min(args.events, args.replay_events // workloads.CLIENTS, args.visible_events, args.rounds) < 1
+    ):
+        parser.error(f"there is no part {unknown[0]}" if unknown else "every number is at least 1")
+    sizes = Sizes(args.events, args.replay_events, args.rounds, args.visible_events)
+    rows = [("figure", "median (min..max)", "wanted", "unit", "ratio", "kept", "")]
+    for name in args.parts or PARTS:
+        scratch = Path(tempfile.mkdtemp(prefix="chronolog-figures-"))
+        try:
+            rows += [figure.row() for figure in PARTS[name](sizes, scratch)]
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

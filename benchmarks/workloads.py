@@ -1,0 +1,207 @@
+"""What the benchmarks do, and processes to do it in: a replay counts as the first one only in a process that has done none."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from chronolog_hpc.bench.records import GeneratedRecords
+from chronolog_hpc.clientlib import Client, open_client
+
+EVENTS = int(os.environ.get("CHRONOLOG_BENCH_EVENTS", "20000"))
+"""Events in each measurement; 2 to 10 million for figures that count."""
+SIZE_BYTES = 128
+CLIENTS = 4
+CHRONICLE = "benchmarks"
+
+ROOT = Path(__file__).resolve().parents[1]
+_POOL_EVENTS = 2**16
+
+
+def pool(rank: int = 0, size_bytes: int = SIZE_BYTES, count: int = _POOL_EVENTS) -> list[str]:
+    """Return records to log again and again."""
+    return [str(text) for text in GeneratedRecords(0, size_bytes).texts(rank, range(count))]
+
+
+def turns(records: Sequence[Any], events: int) -> list[Sequence[Any]]:
+    """Return the records as often as it takes to have `events` of them."""
+    whole, rest = divmod(events, len(records))
+    return [records] * whole + [records[:rest]]
+
+
+def new_client(directory: str | os.PathLike[str]) -> Client:
+    """Return a connected client on a store that has the chronicle of the benchmarks."""
+    client = open_client(Path(directory))
+    client.CreateChronicle(CHRONICLE)
+    return client
+
+
+def acquire(client: Client, story: str) -> Any:
+    """Return the handle of a story."""
+    code, handle = client.AcquireStory(CHRONICLE, story)
+    assert code == 0, client.last_error
+    return handle
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+
+def start(role: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start a process that plays a role of this module; it answers in lines of JSON."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.workloads", role, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))},
+    )
+
+
+def answer(process: subprocess.Popen[str]) -> Any:
+    """Return the next answer of a process."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, f"the process {process.args} has ended with {process.wait()}"
+    return json.loads(line)
+
+
+def say(process: subprocess.Popen[str]) -> None:
+    """Let a process go on."""
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Wait for the end of a process."""
+    process.communicate()
+    assert process.returncode == 0, f"the process {process.args} has ended with {process.returncode}"
+
+
+def fill(directory: str | os.PathLike[str], story: str, events: int, clients: int = CLIENTS) -> float:
+    """Log `events` events from `clients` processes at the same time; return the seconds that it took."""
+    new_client(directory).Disconnect()
+    writers = [start("write", directory, story, events // clients, rank) for rank in range(clients)]
+    for writer in writers:
+        answer(writer)
+    start_s = time.monotonic()
+    for writer in writers:
+        say(writer)
+    for writer in writers:
+        end(writer)
+    return time.monotonic() - start_s
+
+
+def _tell(**values: Any) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def _write(directory: str, story: str, events: str, rank: str) -> None:
+    """Log events when told."""
+    records = pool(int(rank))
+    with new_client(directory) as client, acquire(client, story) as handle:
+        _tell(ready=True)
+        sys.stdin.readline()
+        for turn in turns(records, int(events)):
+            for record in turn:
+                handle.log_event(record)
+
+
+def _replay(directory: str, story: str, start_ns: str = "0", end_ns: str = str(2**64 - 1)) -> None:
+    """Replay a range when told: columns, then Event objects; count what is read of files meanwhile."""
+    from chronolog_hpc.clientlib import EventList
+
+    with new_client(directory) as client, ExitStack() as stack:
+        reads = stack.enter_context(CountedReads())
+        _tell(ready=True)
+        sys.stdin.readline()
+        begin_ns = time.monotonic_ns()
+        events = EventList()
+        code = client.ReplayStory(CHRONICLE, story, int(start_ns), int(end_ns), events)
+        columns = (events.times, events.client_ids, events.sequences)
+        columns_s = (time.monotonic_ns() - begin_ns) * 1e-9
+        columns_reads = reads.summary()
+        assert code == 0, client.last_error
+        size_bytes = sum(column.nbytes for column in columns)
+        _tell(events=len(events), columns_s=columns_s, columns_bytes=size_bytes, **columns_reads)
+        sys.stdin.readline()
+        begin_ns = time.monotonic_ns()
+        for _ in events:
+            pass
+        objects_s = (time.monotonic_ns() - begin_ns) * 1e-9
+        span = (int(events.times[0]), int(events.times[-1])) if len(events) else (0, 0)
+        _tell(objects_s=objects_s, first_ns=span[0], last_ns=span[1], **reads.summary())
+
+
+def _trickle(directory: str, story: str, events: str, gap_ms: str) -> None:
+    """Log events at random distances when told, and tell for each when `log_event` had returned."""
+    rng = random.Random(0)
+    records = pool(count=int(events))
+    returned_ns = []
+    with new_client(directory) as client, acquire(client, story) as handle:
+        _tell(ready=True)
+        sys.stdin.readline()
+        for record in records:
+            time.sleep(rng.random() * 2e-3 * float(gap_ms))
+            handle.log_event(record)
+            returned_ns.append(time.monotonic_ns())
+        _tell(returned_ns=returned_ns)
+        sys.stdin.readline()
+
+
+class CountedReads:
+    """Counts what this process reads of files at given offsets, while it is entered: calls, bytes, and parts.
+
+    A part is a place from which more than the header of a block was read: a block's index columns or its
+    payload, or a piece of 1 MiB of them.
+    """
+
+    _HEADER_BYTES = 128
+
+    def __init__(self) -> None:
+        self._pread, self._preadv = os.pread, os.preadv
+        self._bytes = self._calls = 0
+        self._places: set[tuple[int, int]] = set()
+
+    def __enter__(self) -> CountedReads:
+        os.pread, os.preadv = self._counted, self._counted_into  # type: ignore[assignment]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        os.pread, os.preadv = self._pread, self._preadv
+
+    def _counted(self, descriptor: int, length: int, offset: int, /) -> bytes:
+        data = self._pread(descriptor, length, offset)
+        self._count(descriptor, len(data), offset)
+        return data
+
+    def _counted_into(self, descriptor: int, buffers: Sequence[memoryview], offset: int, /) -> int:
+        size_bytes = self._preadv(descriptor, buffers, offset)
+        self._count(descriptor, size_bytes, offset)
+        return size_bytes
+
+    def _count(self, descriptor: int, size_bytes: int, offset: int) -> None:
+        self._bytes += size_bytes
+        self._calls += 1
+        if size_bytes > self._HEADER_BYTES:
+            self._places.add((os.fstat(descriptor).st_ino, offset))
+
+    def summary(self) -> dict[str, int]:
+        """Return what was read so far."""
+        return {"read_bytes": self._bytes, "reads": self._calls, "parts": len(self._places)}
+
+
+_ROLES = {"write": _write, "replay": _replay, "trickle": _trickle}
+
+if __name__ == "__main__":
+    _ROLES[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,317 @@
+"""Moving events to the ranks whose slices they belong to, each of them once, in rounds of bounded size.
+
+A sender reads the records of its run only when it sends them, a piece for each receiver in each round. A
+receiver merges what has come (`Inbox`): up to the smallest of the last keys of all senders that have not
+finished, nothing can come any more that belongs in between, so everything up to there becomes a page of the
+result. The rest waits for the next round. A receiver says how much it takes from whom, nothing from senders
+that are ahead of the others. So a rank never holds more than a few times `ROUND_BYTES` beyond its result,
+whatever the size of the story; only a record that is larger than its share of a round goes over it, alone.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from chronolog_hpc.clientlib import MemoryPage, Page, ReplayTimeoutError, split_records
+from chronolog_hpc.splitters import I64, Columns
+
+if TYPE_CHECKING:
+    from chronolog_hpc.clientlib import U64
+    from chronolog_hpc.mpi import Team
+
+ROUND_BYTES = 64 * 2**20
+"""About what a rank sends, and receives, in one round."""
+
+_EVENT_BYTES = 40
+_CHUNK_EVENTS = 4096
+_FIRST_MEAN_BYTES = 4096
+_UNKNOWN_NS = 2**64 - 1
+
+
+class Piece(NamedTuple):
+    """Consecutive events of one sender's run."""
+
+    columns: Columns
+    sizes: U64
+    """Length of each record: uint64, shape (n,), bytes."""
+    payload: memoryview
+    windows_ns: U64 | None
+    """Half-width of the window around each time; None where nobody knows any."""
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def size_bytes(self) -> int:
+        """About what the piece takes in memory."""
+        return len(self.payload) + _EVENT_BYTES * len(self)
+
+    def part(self, start: int, stop: int) -> Piece:
+        """Return the events from `start` up to `stop` (not included), without copying them."""
+        ends = np.cumsum(self.sizes[:stop])
+        first, last = (int(ends[place - 1]) if place else 0 for place in (start, stop))
+        columns = Columns(*(column[start:stop] for column in self.columns))
+        windows_ns = None if self.windows_ns is None else self.windows_ns[start:stop]
+        return Piece(columns, self.sizes[start:stop], self.payload[first:last], windows_ns)
+
+    def copy(self) -> Piece:
+        """Return the same events in memory of their own, so that what they were cut from can go."""
+        columns = Columns(*(column.copy() for column in self.columns))
+        windows_ns = None if self.windows_ns is None else self.windows_ns.copy()
+        return Piece(columns, self.sizes.copy(), memoryview(bytes(self.payload)), windows_ns)
+
+    def words(self) -> U64:
+        """Return everything but the payload: uint64, shape (4 n,), or (5 n,) with windows."""
+        known = [] if self.windows_ns is None else [self.windows_ns]
+        return np.concatenate([*self.columns, self.sizes, *known])
+
+
+def _joined(arrays: Sequence[U64]) -> U64:
+    return np.concatenate(arrays) if arrays else np.empty(0, np.uint64)
+
+
+NOTHING = Piece(Columns(*([_joined([])] * 3)), _joined([]), memoryview(b""), None)
+
+
+class Run:
+    """A rank's share of a story, in order: columns in memory, records in the store.
+
+    Attributes:
+        columns: the keys.
+        windows_ns: half-width of the window around each time; None where nobody knows any.
+    """
+
+    def __init__(self, pages: Iterable[Page]) -> None:
+        """Make a run of the pages of a replay, which may belong to nobody else."""
+        self._pages = [page for page in pages if len(page)]
+        self._starts: list[int] = np.cumsum([0, *map(len, self._pages)]).tolist()
+        self._mean_bytes = _FIRST_MEAN_BYTES
+        self.windows_ns = self._join_windows()
+        self.columns = Columns(*(self._join(name) for name in Columns._fields))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def piece(self, start: int, stop: int, limit_bytes: int) -> Piece:
+        """Read events from `start` on: as many as fit `limit_bytes`, at least one, and none from `stop` on.
+
+        Raises:
+            DamageError: the store no longer holds what it held.
+        """
+        records: list[bytes] = []
+        sizes: list[U64] = []
+        place, left_bytes = start, limit_bytes
+        while place < stop and left_bytes > 0:
+            number = bisect_right(self._starts, place) - 1
+            first = place - self._starts[number]
+            count = min(_CHUNK_EVENTS, max(1, left_bytes // self._mean_bytes), stop - place)
+            got = self._pages[number].records(first, first + count)
+            got_sizes = np.fromiter(map(len, got), np.uint64, len(got))
+            costs = np.cumsum(got_sizes + np.uint64(_EVENT_BYTES))
+            self._mean_bytes = int(costs[-1]) // len(got)
+            fitting = max(int(np.searchsorted(costs, np.uint64(left_bytes), "right")), 0 if records else 1)
+            records += got[:fitting]
+            sizes.append(got_sizes[:fitting])
+            place += fitting
+            left_bytes = left_bytes - int(costs[-1]) if fitting == len(got) else 0
+        columns = Columns(*(column[start:place] for column in self.columns))
+        windows_ns = None if self.windows_ns is None else self.windows_ns[start:place]
+        return Piece(columns, _joined(sizes), memoryview(b"".join(records)), windows_ns)
+
+    def _join(self, name: str) -> U64:
+        """Put one column of all pages into one array, of which the pages keep views: it is never held twice."""
+        whole = np.empty(len(self), np.uint64)
+        for page, start in zip(self._pages, self._starts, strict=False):
+            part = whole[start : start + len(page)]
+            part[:] = getattr(page, name)
+            setattr(page, name, part)
+        return whole
+
+    def _join_windows(self) -> U64 | None:
+        known = None
+        for page, start in zip(self._pages, self._starts, strict=False):
+            windows_ns = page.windows_ns()
+            if known is None and not np.all(windows_ns == _UNKNOWN_NS):
+                known = np.full(len(self), _UNKNOWN_NS, np.uint64)
+            if known is not None:
+                known[start : start + len(page)] = windows_ns
+        return known
+
+
+class Inbox:
+    """What has come from each sender and is not yet part of the result."""
+
+    def __init__(self, incoming: I64) -> None:
+        """Expect so many events from each sender: int64, shape (size,)."""
+        self._left = incoming.copy()
+        self._waiting: list[list[Piece]] = [[] for _ in incoming]
+
+    @property
+    def left(self) -> int:
+        """How many events are still to come."""
+        return int(self._left.sum())
+
+    def credits(self) -> I64:
+        """Return how many bytes each sender may send now: int64, shape (size,)."""
+        share = max(1, ROUND_BYTES // max(1, np.count_nonzero(self._left)))
+        held = np.array([sum(piece.size_bytes for piece in waiting) for waiting in self._waiting])
+        return np.where((self._left > 0) & (held < share), share, 0)
+
+    def receive(self, sender: int, piece: Piece) -> None:
+        """Take in a piece, which continues what has come from this sender before."""
+        if len(piece):
+            self._waiting[sender].append(piece)
+            self._left[sender] -= len(piece)
+
+    def merge(self) -> MemoryPage | None:
+        """Return the events that nothing can come before any more, or None if there are none."""
+        unfinished = [sender for sender, left in enumerate(self._left) if left]
+        if any(not self._waiting[sender] for sender in unfinished):
+            return None
+        last = [self._waiting[sender][-1].columns.take(np.array([-1]))[0] for sender in unfinished]
+        cut = min(last, key=lambda key: key.tolist()) if last else None
+        ready: list[Piece] = []
+        for waiting in self._waiting:
+            while waiting:
+                piece = waiting[0]
+                count = len(piece) if cut is None else piece.columns.up_to(cut)
+                if count:
+                    ready.append(piece.part(0, count))
+                if count < len(piece):
+                    waiting[0] = piece.part(count, len(piece)).copy()
+                    break
+                del waiting[0]
+        return _merge(ready) if ready else None
+
+
+def exchange(team: Team, run: Run, cuts: I64, deadline_s: float | None) -> Iterator[MemoryPage]:
+    """Send every event of every run to the rank whose slice it is in; yield this rank's slice, in order.
+
+    Collective: over the team; synchronises. Every rank must take all pages.
+
+    Args:
+        team: the ranks.
+        run: this rank's share of the story.
+        cuts: int64, shape (size,): where each rank's slice begins in the run.
+        deadline_s: by `time.monotonic()`.
+
+    Raises:
+        ReplayTimeoutError: the deadline is over.
+        DamageError: the store no longer holds what it held.
+    """
+    sender = _Sender(team.rank, run, cuts)
+    inbox = Inbox(team.alltoall(sender.left))
+    while team.total(inbox.left):
+        credits = team.alltoall(inbox.credits())
+        pieces = team.together(lambda offered=credits: sender.pieces(offered, deadline_s))
+        received = _swap(team, pieces)
+        page = team.together(lambda came=received: _take_in(inbox, came))
+        if page is not None:
+            yield page
+
+
+class _Sender:
+    """Where this rank stands in sending its run."""
+
+    def __init__(self, rank: int, run: Run, cuts: I64) -> None:
+        self._run = run
+        self._next = cuts.copy()
+        self._stops = np.append(cuts[1:], len(run))
+        self._first = rank
+
+    @property
+    def left(self) -> I64:
+        """Events for each receiver: int64, shape (size,)."""
+        return self._stops - self._next
+
+    def pieces(self, credits: I64, deadline_s: float | None) -> list[Piece]:
+        """Read what is sent in this round, a piece for each receiver; begin with another receiver each time."""
+        if deadline_s is not None and time.monotonic() > deadline_s:
+            raise ReplayTimeoutError("the replay did not finish before its deadline")
+        size = len(credits)
+        pieces = [NOTHING] * size
+        served = np.flatnonzero((self.left > 0) & (credits > 0))
+        left_bytes = ROUND_BYTES
+        for number in sorted(served.tolist(), key=lambda receiver: (receiver - self._first) % size):
+            if left_bytes <= 0:
+                break
+            limit_bytes = min(int(credits[number]), max(1, ROUND_BYTES // len(served)), left_bytes)
+            piece = self._run.piece(int(self._next[number]), int(self._stops[number]), limit_bytes)
+            pieces[number] = piece
+            self._next[number] += len(piece)
+            left_bytes -= piece.size_bytes
+            self._first = number + 1
+        return pieces
+
+
+def _swap(team: Team, pieces: Sequence[Piece]) -> list[Piece]:
+    """Send piece i to rank i; return the pieces from all ranks, in rank order. The own piece stays here."""
+    sent = [NOTHING if rank == team.rank else piece for rank, piece in enumerate(pieces)]
+    words = [piece.words() for piece in sent]
+    counts = np.array([[len(p), len(w), len(p.payload)] for p, w in zip(sent, words, strict=True)], np.int64)
+    incoming = team.alltoall(counts)
+    payload = np.frombuffer(b"".join(piece.payload for piece in sent), np.uint8)
+    came = team.alltoallv(np.concatenate(words), counts[:, 1], incoming[:, 1])
+    view = memoryview(team.alltoallv(payload, counts[:, 2], incoming[:, 2]))
+    received, word, byte = [], 0, 0
+    for events, words_count, payload_bytes in incoming.tolist():
+        rows = came[word : word + words_count].reshape(-1, max(events, 1))
+        windows_ns = rows[4] if len(rows) > 4 else None
+        part = view[byte : byte + payload_bytes]
+        received.append(Piece(Columns(*rows[:3]), rows[3], part, windows_ns) if events else NOTHING)
+        word, byte = word + words_count, byte + payload_bytes
+    received[team.rank] = pieces[team.rank]
+    return received
+
+
+def _take_in(inbox: Inbox, received: Sequence[Piece]) -> MemoryPage | None:
+    for sender, piece in enumerate(received):
+        inbox.receive(sender, piece)
+    return inbox.merge()
+
+
+def _merge(pieces: Sequence[Piece]) -> MemoryPage:
+    """Merge pieces into one page. Each is in order; the pieces of a sender follow each other."""
+    times, client_ids, sequences = (
+        np.concatenate([piece.columns[number] for piece in pieces]) for number in range(3)
+    )
+    sizes = np.concatenate([piece.sizes for piece in pieces])
+    windows_ns = None
+    if any(piece.windows_ns is not None for piece in pieces):
+        windows_ns = np.concatenate(
+            [
+                np.full(len(p), _UNKNOWN_NS, np.uint64) if p.windows_ns is None else p.windows_ns
+                for p in pieces
+            ]
+        )
+    if len(pieces) == 1:
+        return MemoryPage(
+            times, client_ids, sequences, np.cumsum(sizes), bytes(pieces[0].payload), windows_ns
+        )
+    order = np.argsort(times, kind="stable")
+    sorted_times, sorted_ids = times[order], client_ids[order]
+    if np.any((sorted_times[1:] == sorted_times[:-1]) & (sorted_ids[1:] < sorted_ids[:-1])):
+        order = np.lexsort((client_ids, times))  # stable, and each client's events are in order already
+    payload = _permute(pieces, sizes, order)
+    if windows_ns is not None:
+        windows_ns = windows_ns[order]
+    ends = np.cumsum(sizes[order])
+    return MemoryPage(times[order], client_ids[order], sequences[order], ends, payload, windows_ns)
+
+
+def _permute(pieces: Sequence[Piece], sizes: U64, order: I64) -> memoryview:
+    """Return the records of all pieces in another order, one after another."""
+    payload = b"".join(piece.payload for piece in pieces)
+    size_bytes = int(sizes[0])
+    if np.all(sizes == size_bytes):
+        if not size_bytes:
+            return memoryview(b"")
+        rows = np.frombuffer(payload, np.uint8).reshape(-1, size_bytes)
+        return memoryview(rows[order].reshape(-1))
+    records = split_records(payload, np.cumsum(sizes).tolist(), 0)
+    return memoryview(b"".join(map(records.__getitem__, order.tolist())))
