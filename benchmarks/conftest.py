@@ -1,4 +1,4 @@
-"""Fixtures of the benchmarks: a store that is gone afterwards, and rounds that each begin with a fresh story."""
+"""Fixtures of the benchmarks: a store that is gone afterwards, and rounds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def client(tmp_path: Path) -> Iterator[Client]:
 
 @pytest.fixture
 def rounds(benchmark: Any) -> Callable[..., Any]:
-    """Return `rounds(work, events, setup)`: measure `work(*setup())` a few times, after one time that does not count."""
+    """Return `rounds(work, events, setup)`: measure `work(*setup())` a few times, after a warm-up."""
 
     def run(
         work: Callable[..., Any],

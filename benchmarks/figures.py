@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import select
 import shlex
 import shutil
 import statistics
@@ -18,8 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def _number(value: float) -> str:
     return f"{value:.4g}"
 
 
-# -- writing -----------------------------------------------------------------------------------------------------------
+# -- writing -----------------------------------------------------------------------------------------------
 
 
 def _bench(scratch: Path, *options: object, ranks: int = 0) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def overhead(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
 
 
 def scaling(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
-    """Measure what two ranks write against what one writes, and whether memory grows with the number of events."""
+    """Measure what two ranks write against what one writes, and whether memory grows with the events."""
     if not _mpiexec():
         return
     ratios, rates, peaks = [], [], {}
@@ -140,7 +140,7 @@ def scaling(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
     )
 
 
-# -- replay ------------------------------------------------------------------------------------------------------------
+# -- replay ------------------------------------------------------------------------------------------------
 
 
 def replay(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
@@ -158,12 +158,13 @@ def replay(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
         at_least=True,
         note=note,
     )
+    rates = [events / run["objects_s"] for run in runs]
     yield Figure(
-        "replay as Event objects", [events / run["objects_s"] for run in runs], 1e6, "events/s", at_least=True,
-        note="iterating, records read",
-    )  # fmt: skip
+        "replay as Event objects", rates, 1e6, "events/s", at_least=True, note="iterating, records read"
+    )
     watched = _first_replay(store, story, watch=True)
-    note = f"{watched['grown_bytes'] / 2**20:.0f} MiB for {watched['columns_bytes'] / 2**20:.0f} MiB, sampled every ms"
+    grown, columns = (watched[name] / 2**20 for name in ("grown_bytes", "columns_bytes"))
+    note = f"{grown:.0f} MiB for {columns:.0f} MiB, sampled every ms"
     yield Figure(
         "anonymous memory / columns",
         [watched["grown_bytes"] / max(1, watched["columns_bytes"])],
@@ -172,9 +173,7 @@ def replay(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
         note=note,
     )
     whole = runs[0]
-    middle_ns = (whole["first_ns"] + whole["last_ns"]) // 2
-    width_ns = (whole["last_ns"] - whole["first_ns"]) // 100
-    part = _first_replay(store, story, middle_ns, middle_ns + width_ns)
+    part = _first_replay(store, story, *whole["one_percent_ns"])
     share = part["events"] / events
     for what, name in (("bytes", "read_bytes"), ("parts of blocks", "parts")):
         note = f"{part[name]} of {whole[name]} {what} for {100 * share:.2f} % of the events, records included"
@@ -194,25 +193,13 @@ def _first_replay(store: Path, story: str, *bounds_ns: int, watch: bool = False)
     before = _anonymous_bytes(process.pid)
     workloads.say(process)
     peak = before
-    if watch:
-        assert process.stdout is not None
-        with _unblocked(process) as is_waiting:
-            while is_waiting():
-                peak = max(peak, _anonymous_bytes(process.pid))
-                time.sleep(0.001)
+    while watch and not select.select([process.stdout], [], [], 0.001)[0]:
+        peak = max(peak, _anonymous_bytes(process.pid))
     found = workloads.answer(process)
     workloads.say(process)
     found |= workloads.answer(process)
     workloads.end(process)
     return {**found, "grown_bytes": peak - before}
-
-
-@contextmanager
-def _unblocked(process: subprocess.Popen[str]) -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether the next answer of a process is still to come."""
-    import select
-
-    yield lambda: not select.select([process.stdout], [], [], 0)[0]
 
 
 def _anonymous_bytes(pid: int) -> int:
@@ -222,7 +209,7 @@ def _anonymous_bytes(pid: int) -> int:
     return 0
 
 
-# -- visibility --------------------------------------------------------------------------------------------------------
+# -- visibility --------------------------------------------------------------------------------------------
 
 
 def visible(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
@@ -234,7 +221,7 @@ def visible(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
         yield Figure(f"visible to a reader {name}, p99", [found["p99"] / 1e3], 1000, "us", note=note)
 
 
-# -- the table ---------------------------------------------------------------------------------------------------------
+# -- the table ---------------------------------------------------------------------------------------------
 
 PARTS = {"overhead": overhead, "scaling": scaling, "replay": replay, "visible": visible}
 

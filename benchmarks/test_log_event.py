@@ -1,4 +1,4 @@
-"""What one event costs: the raw buffered file, log_event and log_events, each round into a fresh file or story, flush included."""
+"""What one event costs: the raw buffered file, log_event and log_events; flush included."""
 
 from __future__ import annotations
 

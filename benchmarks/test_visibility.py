@@ -1,4 +1,4 @@
-"""How soon an event is visible to another process, for a reader that keeps asking and for one that waits in `follow`."""
+"""How soon an event is visible to another process: to a reader that keeps asking, and to one that waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How soon an event is visible in another process: from the return of `log_event` to the reader having it in hand."""
+"""How soon an event is visible: from the return of `log_event` to another process having it in hand."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
 """The one door to `py_chronolog_client`: everything in `chronolog_hpc` takes the client's names from here.
 
-ChronoLog's own compiled client has the same name as the package that comes with this one. Where it is found first on the path, it
-hides ours; then importing this module raises an error that names the file which is in the way.
+ChronoLog's own compiled client has the same name as the package that comes with this one. Where it is found
+first on the path, it hides ours; then importing this module raises an error that names the file which is in
+the way.
 
-Further it knows where the store is (`store_directory`), how to open a client there (`open_client`), and how to turn a code of the
-API back into the error behind it (`check`).
+Beside the names it has what a rank needs of a store: where it is (`store_directory`), a client there
+(`open_client`), the error behind a code of the API (`check`), and the files of single clients (`StoryFiles`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class ForeignClientError(ImportError):
 
 
 def check_is_ours() -> None:
-    """Make sure that `py_chronolog_client` is the one that belongs to this package, without running a foreign one.
+    """Make sure that `py_chronolog_client` is the one that comes with this package, without running another.
 
     Raises:
         ForeignClientError: it is another one, or there is none.
@@ -52,8 +53,9 @@ def check_is_ours() -> None:
             name=PACKAGE,
         )
     raise ForeignClientError(
-        f"{origin}: this {PACKAGE} is not the one that comes with chronolog-hpc, and hides it (ChronoLog's compiled client has the "
-        f"same name): take it out of PYTHONPATH and sys.path, or put {ours.parent} before it",
+        f"{origin}: this {PACKAGE} is not the one that comes with chronolog-hpc, and hides it (ChronoLog's "
+        f"compiled client has the same name): take it out of PYTHONPATH and sys.path, or put {ours.parent} "
+        "before it",
         name=PACKAGE,
         path=None if origin is None else os.fspath(origin),
     )
@@ -127,6 +129,7 @@ __all__ = [
     "SystemClock",
     "U64",
     "WriterStatistics",
+    "acquire",
     "check",
     "check_is_ours",
     "open_client",
@@ -147,7 +150,8 @@ def __getattr__(name: str) -> Any:
 def store_directory(store: str | os.PathLike[str] | None = None) -> tuple[Path, bool]:
     """Return the absolute path of the store, and whether anybody chose it.
 
-    CHRONOLOG_STORE comes first, as for every client; then `store`; then `chronolog_store` in the working directory.
+    CHRONOLOG_STORE comes first, as for every client; then `store`; then `chronolog_store` in the working
+    directory.
     """
     chosen = os.environ.get(STORE_VARIABLE) or store
     return Path(os.path.abspath(os.fsdecode(chosen or DEFAULT_STORE))), bool(chosen)
@@ -177,15 +181,29 @@ def open_client(directory: Path, **options: Any) -> Client:
 
 
 def check(client: Client, code: int, *accepted: ErrorCode) -> int:
-    """Return a code of the ChronoLog API if it is 0 or accepted, otherwise raise the error that it stands for."""
+    """Return a code of the ChronoLog API if it is 0 or accepted; otherwise raise what it stands for."""
     if code == ErrorCode.CL_SUCCESS or code in accepted:
         return code
     raise client.last_error or ChronoLogError(f"ChronoLog error {ErrorCode(code).name} ({code})")
 
 
+def acquire(client: Client, chronicle: str, story: str, attrs: Mapping[str, str] | None) -> StoryHandle:
+    """Acquire a story.
+
+    Raises:
+        NotFoundError: there is no such chronicle.
+        ChronoLogError: the store refuses.
+    """
+    code, handle = client.AcquireStory(chronicle, story, attrs)
+    check(client, code)
+    if handle is None:
+        raise ChronoLogError(f"story {story!r} of {chronicle!r} was acquired, and there is no handle to it")
+    return handle
+
+
 def release(handle: StoryHandle, reason: str) -> None:
     """Flush and give a story up, and note why."""
-    handle._writer.close(reason)  # noqa: SLF001  the API has no word for a reason
+    handle._writer.close(reason)  # the API has no word for a reason
 
 
 class ClientFile(NamedTuple):
@@ -259,6 +277,6 @@ class StoryFiles:
         except OSError as error:
             raise StoreError(
                 path,
-                f"another rank sees this file and this one does not ({error.strerror}): use a store on a file "
-                "system that all hosts share",
+                f"another rank sees this file, and this one does not ({error.strerror}): use a store on a "
+                "file system that all hosts share",
             ) from error

@@ -4,12 +4,14 @@ A sender reads the records of its run only when it sends them, a piece for each 
 receiver merges what has come (`Inbox`): up to the smallest of the last keys of all senders that have not
 finished, nothing can come any more that belongs in between, so everything up to there becomes a page of the
 result. The rest waits for the next round. A receiver says how much it takes from whom, nothing from senders
-that are ahead of the others. So a rank never holds more than a few times `ROUND_BYTES` beyond its result,
-whatever the size of the story; only a record that is larger than its share of a round goes over it, alone.
+that are ahead of the others. So beyond its result a rank holds the index columns of its run and a few times
+`ROUND_BYTES`, whatever the size of the story; only a record that is larger than its share of a round goes over
+it, alone.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from chronolog_hpc.clientlib import U64
     from chronolog_hpc.mpi import Team
 
-ROUND_BYTES = 64 * 2**20
+ROUND_BYTES = 32 * 2**20
 """About what a rank sends, and receives, in one round."""
 
 _EVENT_BYTES = 40
@@ -124,7 +126,7 @@ class Run:
         return Piece(columns, _joined(sizes), memoryview(b"".join(records)), windows_ns)
 
     def _join(self, name: str) -> U64:
-        """Put one column of all pages into one array, of which the pages keep views: it is never held twice."""
+        """Put one column of all pages into one array, of which the pages keep views."""
         whole = np.empty(len(self), np.uint64)
         for page, start in zip(self._pages, self._starts, strict=False):
             part = whole[start : start + len(page)]
@@ -156,9 +158,9 @@ class Inbox:
         """How many events are still to come."""
         return int(self._left.sum())
 
-    def credits(self) -> I64:
+    def room_bytes(self) -> I64:
         """Return how many bytes each sender may send now: int64, shape (size,)."""
-        share = max(1, ROUND_BYTES // max(1, np.count_nonzero(self._left)))
+        share = max(1, ROUND_BYTES // max(1, int(np.count_nonzero(self._left))))
         held = np.array([sum(piece.size_bytes for piece in waiting) for waiting in self._waiting])
         return np.where((self._left > 0) & (held < share), share, 0)
 
@@ -207,10 +209,10 @@ def exchange(team: Team, run: Run, cuts: I64, deadline_s: float | None) -> Itera
     sender = _Sender(team.rank, run, cuts)
     inbox = Inbox(team.alltoall(sender.left))
     while team.total(inbox.left):
-        credits = team.alltoall(inbox.credits())
-        pieces = team.together(lambda offered=credits: sender.pieces(offered, deadline_s))
+        room_bytes = team.alltoall(inbox.room_bytes())
+        pieces = team.together(functools.partial(sender.pieces, room_bytes, deadline_s))
         received = _swap(team, pieces)
-        page = team.together(lambda came=received: _take_in(inbox, came))
+        page = team.together(functools.partial(_take_in, inbox, received))
         if page is not None:
             yield page
 
@@ -229,18 +231,18 @@ class _Sender:
         """Events for each receiver: int64, shape (size,)."""
         return self._stops - self._next
 
-    def pieces(self, credits: I64, deadline_s: float | None) -> list[Piece]:
-        """Read what is sent in this round, a piece for each receiver; begin with another receiver each time."""
+    def pieces(self, room_bytes: I64, deadline_s: float | None) -> list[Piece]:
+        """Read what is sent in this round, a piece for each receiver that has room; begin where it ended."""
         if deadline_s is not None and time.monotonic() > deadline_s:
             raise ReplayTimeoutError("the replay did not finish before its deadline")
-        size = len(credits)
+        size = len(room_bytes)
         pieces = [NOTHING] * size
-        served = np.flatnonzero((self.left > 0) & (credits > 0))
+        served = np.flatnonzero((self.left > 0) & (room_bytes > 0))
         left_bytes = ROUND_BYTES
         for number in sorted(served.tolist(), key=lambda receiver: (receiver - self._first) % size):
             if left_bytes <= 0:
                 break
-            limit_bytes = min(int(credits[number]), max(1, ROUND_BYTES // len(served)), left_bytes)
+            limit_bytes = min(int(room_bytes[number]), max(1, ROUND_BYTES // len(served)), left_bytes)
             piece = self._run.piece(int(self._next[number]), int(self._stops[number]), limit_bytes)
             pieces[number] = piece
             self._next[number] += len(piece)
@@ -257,7 +259,7 @@ def _swap(team: Team, pieces: Sequence[Piece]) -> list[Piece]:
     incoming = team.alltoall(counts)
     payload = np.frombuffer(b"".join(piece.payload for piece in sent), np.uint8)
     came = team.alltoallv(np.concatenate(words), counts[:, 1], incoming[:, 1])
-    view = memoryview(team.alltoallv(payload, counts[:, 2], incoming[:, 2]))
+    view = team.alltoallv(payload, counts[:, 2], incoming[:, 2]).data
     received, word, byte = [], 0, 0
     for events, words_count, payload_bytes in incoming.tolist():
         rows = came[word : word + words_count].reshape(-1, max(events, 1))
@@ -312,6 +314,6 @@ def _permute(pieces: Sequence[Piece], sizes: U64, order: I64) -> memoryview:
         if not size_bytes:
             return memoryview(b"")
         rows = np.frombuffer(payload, np.uint8).reshape(-1, size_bytes)
-        return memoryview(rows[order].reshape(-1))
+        return rows[order].reshape(-1).data
     records = split_records(payload, np.cumsum(sizes).tolist(), 0)
     return memoryview(b"".join(map(records.__getitem__, order.tolist())))

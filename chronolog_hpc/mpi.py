@@ -1,27 +1,31 @@
 """Ranks that fail together and wait politely: the little that `chronolog_hpc` needs beyond MPI itself.
 
 * MPI is imported when it is first needed, never before, and its absence says which extra to install.
-* What fails on one rank of a collective operation is raised on all of them (`Team.together`), so that nobody waits for somebody who
-  has left. What fails on one rank alone ends the job with that rank's traceback (`guard`, `abort`).
-* Who waits for long sleeps (`wait`). MPI libraries spin, and with more ranks than cores the spinning ranks would hold up the
-  one that all wait for.
+* What fails on one rank of a collective operation is raised on all of them (`Team.together`), so that nobody
+  waits for somebody who has left. What fails on one rank alone ends the job with that rank's traceback
+  (`guard`, `abort`).
+* Who waits for long sleeps (`wait`). MPI libraries spin, and with more ranks than cores the spinning ranks
+  would hold up the one that all wait for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import os
 import pickle
 import signal
 import socket
+import stat
 import sys
+import termios
 import time
 import traceback
 from array import array
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, final
 
 from chronolog_hpc.clientlib import ChronoLogError, InvalidArgumentError
 
@@ -36,6 +40,9 @@ LEAVE_GRACE_S = 0.5
 """How long a rank that failed waits to hear whether all others have failed too."""
 
 _ABORTED_S = 30.0
+_DRAIN_S = 5.0
+_DRAIN_PAUSE_S = 0.01
+_PASS_ON_S = 0.1
 _SPIN_S = 0.002
 _SHORTEST_PAUSE_S = 5e-5
 _LONGEST_PAUSE_S = 0.01
@@ -87,7 +94,7 @@ def barrier(comm: MPI.Comm | None) -> None:
 
 
 def abort(error: BaseException) -> NoReturn:
-    """Print the traceback of `error` with this rank's name, and end the whole job with a non-zero exit code."""
+    """Print the traceback of `error` under this rank's name, and end the whole job with its exit code."""
     world = load_mpi().COMM_WORLD
     name = f"rank {world.rank} of {world.size} on {socket.gethostname()} (pid {os.getpid()})"
     if isinstance(error, SystemExit):
@@ -101,16 +108,31 @@ def abort(error: BaseException) -> NoReturn:
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(text)
         sys.stderr.flush()
+        _await_readers(sys.stdout.fileno(), sys.stderr.fileno())
     world.Abort(_exit_code(error))
     os._exit(_exit_code(error))  # some MPI libraries only ask the launcher, and return
+
+
+def _await_readers(*descriptors: int) -> None:
+    """Wait until a launcher has read what is in its pipes: at an abort it throws away what it has not."""
+    deadline_s = time.monotonic() + _DRAIN_S
+    unread = array("i", [0])
+    for descriptor in descriptors:
+        while stat.S_ISFIFO(os.fstat(descriptor).st_mode) and time.monotonic() < deadline_s:
+            fcntl.ioctl(descriptor, termios.FIONREAD, unread)
+            if not unread[0]:
+                break
+            time.sleep(_DRAIN_PAUSE_S)
+    time.sleep(_PASS_ON_S)
 
 
 @contextlib.contextmanager
 def guard(comm: MPI.Comm | None = None) -> Iterator[None]:
     """End the whole job when an exception leaves the block on one rank, so that no other rank waits for it.
 
-    The rank's traceback is printed, and the exit code is 1 (the code of a SystemExit, 130 for a KeyboardInterrupt). An error that
-    was raised on all ranks is printed by one of them. On a communicator of one rank, and without MPI, the exception goes its way.
+    The rank's traceback is printed, and the exit code is 1 (the code of a SystemExit, 130 for a
+    KeyboardInterrupt). An error that was raised on all ranks is printed by one of them. On a communicator of
+    one rank, and without MPI, the exception goes its way.
 
     Args:
         comm: whose ranks belong together; None for none.
@@ -120,8 +142,8 @@ def guard(comm: MPI.Comm | None = None) -> Iterator[None]:
     except BaseException as error:
         if comm is None or comm.size == 1 or is_clean_exit(error):
             raise
-        if getattr(error, "raised_on_all_ranks", False) and comm.rank:
-            time.sleep(_ABORTED_S)  # until rank 0 has printed it
+        if getattr(error, "another_rank_tells", False):
+            time.sleep(_ABORTED_S)  # until it has, and has ended the job
         abort(error)
 
 
@@ -136,11 +158,12 @@ def _exit_code(error: BaseException) -> int:
     return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
 
 
+@final
 class Team:
-    """The ranks of a communicator at a collective operation; without MPI, or with one rank, nobody but this process.
+    """The ranks that take part in a collective operation; without MPI nobody but this process.
 
-    As a context manager it has a communicator of its own (a duplicate), which is freed at the end; an exception that leaves the block on
-    this rank alone ends the job.
+    It has a communicator of its own (a duplicate), which is freed at the end of the `with` block. An
+    exception that leaves the block on this rank alone ends the job.
 
     Collective: made, used and left by all ranks of `comm`.
 
@@ -173,12 +196,11 @@ class Team:
     ) -> None:
         if self.comm is None:
             return
-        if not is_clean_exit(error) and error is not self._shared_error:
-            assert error is not None
+        if error is not None and error is not self._shared_error and not is_clean_exit(error):
             abort(error)
         self.comm.Free()
 
-    # -- failing together ----------------------------------------------------------------------------------------------
+    # -- failing together --
 
     def together(self, action: Callable[[], T]) -> T:
         """Run an action on this rank; if it raises on one rank, raise that on all of them.
@@ -194,50 +216,64 @@ class Team:
         self.agree(error)
         return result  # type: ignore[return-value]
 
+    def from_root(self, action: Callable[[], T]) -> T:
+        """Run an action on rank 0 and return its result on all ranks; if it raises, raise that on all.
+
+        Collective: synchronises, behind the action.
+        """
+        error: Exception | None = None
+        results: list[T] = []
+        try:
+            if not self.rank:
+                results.append(action())
+        except Exception as caught:  # noqa: BLE001  it is raised again, on every rank
+            error = caught
+        self.agree(error)
+        return self.bcast(results)[0]
+
     def agree(self, error: Exception | None) -> None:
         """Raise the error of the first rank that has one on all ranks.
 
         Collective: synchronises.
         """
+        if self.comm is None:
+            if error is not None:
+                raise error
+            return
         first = self.least(self.size if error is None else self.rank)
         if first == self.size:
             return
-        if self.comm is None:
-            assert error is not None
-            raise error
         told = self.comm.bcast(_pack(error) if error is not None and first == self.rank else None, root=first)
         raised = _unpack(told, first)
         if error is not None and first == self.rank and type(raised) is type(error):
             raised = error
         self._shared_error = raised
         with contextlib.suppress(AttributeError):
-            raised.raised_on_all_ranks = True  # type: ignore[attr-defined]
+            raised.another_rank_tells = self.rank > 0  # type: ignore[attr-defined]
         raise raised from (error if raised is not error else error.__cause__)
 
     def leave(self, error: BaseException | None) -> None:
         """Leave a block in which the ranks went ways of their own; return when all have left it.
 
-        A rank that failed does not wait for others that are still busy: unless all fail at the same time, the job ends with
-        its traceback. Otherwise its caller raises the error again.
+        A rank that failed does not wait for others that are still busy: unless all fail at about the same
+        time, the job ends with its traceback. If they do, its caller raises the error again.
 
         Collective: synchronises.
         """
         if self.comm is None:
             return
-        failed = array("q", [0 if is_clean_exit(error) else 1])
-        failures = array("q", [0])
+        failed, failures = array("q", [error is not None]), array("q", [0])
         request = self.comm.Iallreduce(failed, failures)
-        if not failed[0]:
+        if error is None:
             wait(request)
+            if failures[0]:
+                time.sleep(_ABORTED_S)  # until those that failed have ended the job
+                abort(RankError(f"{failures[0]} of {self.size} ranks failed"))
         elif not wait(request, LEAVE_GRACE_S) or failures[0] < self.size:
-            assert error is not None
             abort(error)
         self._shared_error = error
-        if failures[0] and not failed[0]:
-            time.sleep(_ABORTED_S)  # until those that failed have ended the job
-            abort(RankError(f"{failures[0]} of {self.size} ranks failed"))
 
-    # -- small values --------------------------------------------------------------------------------------------------
+    # -- small values --
 
     def barrier(self) -> None:
         """Wait for all ranks, asleep."""
@@ -245,7 +281,7 @@ class Team:
 
     def bcast(self, value: T, root: int = 0) -> T:
         """Return the value of `root` on all ranks."""
-        return value if self.comm is None else self.comm.bcast(value, root=root)  # type: ignore[no-any-return]
+        return value if self.comm is None else self.comm.bcast(value, root=root)
 
     def allgather(self, value: T) -> list[T]:
         """Return the values of all ranks, in rank order."""
@@ -266,7 +302,7 @@ class Team:
         wait(self.comm.Iallreduce(array("q", [value]), result, getattr(load_mpi(), operation)))
         return result[0]
 
-    # -- arrays --------------------------------------------------------------------------------------------------------
+    # -- arrays --
 
     def alltoall(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Send row i to rank i, and return the rows that the ranks have sent here; waits asleep.
@@ -288,6 +324,8 @@ class Team:
     ) -> npt.NDArray[Any]:
         """Send consecutive parts of an array to the ranks, and return the parts from them, one after another.
 
+        The ranks should come at the same time: MPI libraries move large messages only while nobody sleeps.
+
         Args:
             data: shape (n,).
             counts: int64, shape (size,): elements for each rank.
@@ -303,7 +341,7 @@ class Team:
         return received
 
 
-# -- errors that travel ------------------------------------------------------------------------------------------------
+# -- errors that travel --
 
 
 def _pack(error: Exception) -> tuple[str, Any]:

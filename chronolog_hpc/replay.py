@@ -1,8 +1,8 @@
 """Replaying a story on all ranks of a job: every rank gets its own slice of it.
 
-1. Rank 0 lists the clients of the story, and the ranks deal them out (`deal`): every client's files are read by exactly one rank, on
-   the client's own node where that is possible.
-2. Every rank scans its share: the index columns of a sorted run, which is all that is kept in memory.
+1. Rank 0 lists the clients of the story, and the ranks deal them out (`deal`): every client's files are read
+   by exactly one rank, on the client's own host where that is possible.
+2. Every rank scans its share: a sorted run, of which it keeps the index columns.
 3. The ranks agree where to cut, so that all slices have the same number of events (`splitters`).
 4. Every event crosses the network once (`exchange`).
 
@@ -67,9 +67,9 @@ def replay_story(
 ) -> EventList:
     """Replay a story on all ranks; return this rank's slice of it.
 
-    The slices, joined in rank order, are the events with times in `[start, end]`, both included, in the order (time, client id,
-    sequence); their lengths differ by at most one. The story may be written to meanwhile: whatever was logged before the
-    call is there.
+    The slices, joined in rank order, are the events with times in `[start, end]`, both included, in the order
+    (time, client id, sequence); their lengths differ by at most one. The story may be written to meanwhile:
+    whatever was logged before the call is there.
 
     Collective: over `comm`, with the same arguments on all ranks; synchronises.
 
@@ -82,16 +82,17 @@ def replay_story(
         end: last time, ns since 1970 UTC.
         root: gather everything on this rank, and nothing on the others; None to slice.
         timeout_s: give up after this time.
-        allow_damage: deliver what can be believed, and put the damages of the whole story into `EventList.damages` on every rank, instead
-            of raising the first.
+        allow_damage: deliver what can be believed, and put the damages of the whole story into
+            `EventList.damages` on every rank, instead of raising the first.
 
     Returns:
-        The events. On several ranks they are in memory; on one rank their records are read from the store when they are looked at.
+        The events. On several ranks they are in memory; on one rank their records are read from the store
+        when they are looked at.
 
     Raises:
         NotFoundError: there is no such story. All errors are raised on all ranks.
         NotAStoreError: there is no store.
-        InvalidArgumentError: the range or the root makes no sense, or the ranks do not agree on the arguments.
+        InvalidArgumentError: range or root make no sense, or the ranks do not agree on the arguments.
         ReplayTimeoutError: it took longer than `timeout_s`.
         DamageError: a part of the store cannot be believed.
         StoreError: a rank does not see the store that rank 0 sees.
@@ -105,13 +106,13 @@ def replay_story(
         if own is None:
             events = _scan_alone(directory, request, timeout_s, report)
         else:
-            events = _slice(team, directory, request, own, deadline_s, report)
+            events = _slice(team, directory, request, own, deadline_s, allow_damage, report)
         _conclude(team, request, events, report, allow_damage)
     return events
 
 
 def deal(files: Sequence[ClientFile], hosts: Sequence[str]) -> list[list[int]]:
-    """Deal clients out to ranks: the largest first, to the rank that has least, on the client's own host if there is one.
+    """Deal clients out to ranks: the largest first, to the rank with the least, if possible on its own host.
 
     No rank gets more than its share of the number of clients, rounded up.
 
@@ -142,21 +143,19 @@ def deal(files: Sequence[ClientFile], hosts: Sequence[str]) -> list[list[int]]:
         return None
 
     for file in sorted(files, key=lambda file: (-file.size_bytes, file.client_id)):
-        rank = least_loaded(by_host.get(file.host, []))
-        if rank is None:
-            rank = least_loaded(everywhere)
-        if rank is not None:  # it never is: there are as many places as clients
-            dealt[rank].append(file.client_id)
-            loads_bytes[rank] += file.size_bytes
+        chosen = least_loaded(by_host.get(file.host, []))
+        if chosen is None:
+            chosen = least_loaded(everywhere)
+        if chosen is not None:  # it never is None: there are as many places as clients
+            dealt[chosen].append(file.client_id)
+            loads_bytes[chosen] += file.size_bytes
     return [sorted(client_ids) for client_ids in dealt]
 
 
 def _begin(team: Team, request: _Request, store: str | os.PathLike[str] | None) -> tuple[Path, list[int]]:
     """Find the store and the story's clients on rank 0, and make sure that all ranks ask for the same."""
 
-    def look() -> tuple[_Request, Path, list[int]] | None:
-        if team.rank:
-            return None
+    def look() -> tuple[_Request, Path, list[int]]:
         _check(request, team.size)
         directory, _ = clientlib.store_directory(store)
         return request, directory, StoryFiles(directory, request.chronicle, request.story).client_ids()
@@ -167,7 +166,7 @@ def _begin(team: Team, request: _Request, store: str | os.PathLike[str] | None) 
                 f"all ranks must ask for the same: rank 0 for {asked}, and not {request}"
             )
 
-    asked, directory, client_ids = team.bcast(team.together(look)) or (request, Path(), [])
+    asked, directory, client_ids = team.from_root(look)
     team.together(compare)
     return directory, client_ids
 
@@ -201,7 +200,7 @@ def _scan_alone(directory: Path, request: _Request, timeout_s: float | None, rep
     events = EventList()
     client = clientlib.open_client(directory)
     try:
-        for page in client.replay(*request[:4], timeout_s=timeout_s, report=report):
+        for page in client.replay(*request[:4], timeout_s=timeout_s, verify=True, report=report):
             events.add_page(page)
     finally:
         client.Disconnect()
@@ -214,22 +213,28 @@ def _slice(
     request: _Request,
     own: list[int],
     deadline_s: float | None,
+    verify: bool,
     report: ScanReport,
 ) -> EventList:
     """Scan this rank's share, and swap it for this rank's slice."""
     from chronolog_hpc.exchange import exchange
 
     events = EventList()
-    run = team.together(lambda: _scan(directory, request, own, deadline_s, report))
+    run = team.together(lambda: _scan(directory, request, own, deadline_s, verify, report))
     for page in exchange(team, run, _cuts(team, run, request.root), deadline_s):
         events.add_page(page)
     return events
 
 
 def _scan(
-    directory: Path, request: _Request, own: list[int], deadline_s: float | None, report: ScanReport
+    directory: Path,
+    request: _Request,
+    own: list[int],
+    deadline_s: float | None,
+    verify: bool,
+    report: ScanReport,
 ) -> Run:
-    """Read the columns of this rank's share."""
+    """Read the columns of this rank's share; with `verify` leave out what is damaged now, not when it is sent."""
     from chronolog_hpc.exchange import Run
 
     here = clientlib.store_directory(directory)[0]
@@ -237,7 +242,8 @@ def _scan(
     client = clientlib.open_client(here)
     try:
         left_s = None if deadline_s is None else deadline_s - time.monotonic()
-        return Run(client.replay(*request[:4], clients=own, timeout_s=left_s, report=report))
+        pages = client.replay(*request[:4], clients=own, timeout_s=left_s, verify=verify, report=report)
+        return Run(pages)
     finally:
         client.Disconnect()
 
@@ -261,8 +267,8 @@ def _conclude(
     disbelieved = team.total(report.disbelieved)
     if disbelieved and not team.rank:
         logger.warning(
-            "story %r of %r: the newest %d events of clients on another machine (or before its reboot) are left "
-            "out, they may be torn",
+            "story %r of %r: the newest %d events of clients on another machine (or before its reboot) are "
+            "left out, they may be torn",
             request.story,
             request.chronicle,
             disbelieved,

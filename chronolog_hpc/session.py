@@ -1,8 +1,9 @@
 """A session: all ranks of an MPI job open a story together, log on their own, and close it together.
 
-Opening and closing are collective; in between no call communicates. Every rank has a client of its own, whose files nobody else
-writes, so ranks never wait for each other. The client ids of a session are `prefix << 24 | rank`, where the prefix is 39 bits
-that rank 0 draws anew for each session: unique in the job and across jobs. Who is behind an id stands in the store (`describe_clients`).
+Opening and closing are collective; in between no call communicates. Every rank has a client of its own, whose
+files nobody else writes, so ranks never wait for each other. The client ids of a session are
+`prefix << 24 | rank`, where the prefix is 39 bits that rank 0 draws anew for each session: unique in the job
+and across jobs. Who is behind an id stands in the store (`describe_clients`).
 
     with open_story(MPI.COMM_WORLD, "weather", "run-17") as story:
         story.log_event("step 1")
@@ -81,11 +82,11 @@ class RankStory:
         return self.handle.log_events(batch)
 
     def flush(self, timeout_s: float | None = None) -> int:
-        """Bring this rank's events to the durability that was asked for; return the acknowledged sequence number."""
+        """Bring this rank's events to the session's durability; return the acknowledged sequence number."""
         return self.handle.flush(timeout_s)
 
     def statistics(self) -> WriterStatistics:
-        """Return how many events of this rank were logged, are acknowledged, and were lost for which reason."""
+        """Return how many events of this rank were logged, are acknowledged, and were lost, and why."""
         return self.handle.statistics()
 
 
@@ -131,15 +132,17 @@ def open_story(
 ) -> Iterator[RankStory]:
     """Open a story on all ranks, for the time of the block.
 
-    Rank 0 creates what is missing: store, chronicle, story. The store is the one of CHRONOLOG_STORE, else `store`, else the directory
-    `chronolog_store` in rank 0's working directory, which rank 0 then names on stderr. Before anything is logged, every rank
-    proves that it sees there what rank 0 has written.
+    Rank 0 creates what is missing: store, chronicle, story. The store is the one of CHRONOLOG_STORE, else
+    `store`, else `chronolog_store` in rank 0's working directory, which rank 0 then names on stderr. Before
+    anything is logged, every rank proves that it sees there what rank 0 has made.
 
-    At the end of the block every rank flushes and releases its story; when the block has been left, every event of every rank is
-    visible to all. Events that could not be stored are counted over all ranks and reported by rank 0.
+    At the end of the block every rank flushes and releases its story; when the block has been left, every
+    event of every rank is visible to all. Events that could not be stored are counted over all ranks and
+    reported by rank 0.
 
-    An exception inside the block on one rank releases its story and ends the whole job, with this rank's traceback and a
-    non-zero exit code; if all ranks fail within half a second, each goes on with its own exception.
+    An exception inside the block on one rank releases its story and ends the whole job, with this rank's
+    traceback and a non-zero exit code. If all ranks fail within half a second of each other, each goes on
+    with its own exception.
 
     Collective: over `comm`, at the beginning and at the end of the block; synchronises both times.
 
@@ -152,7 +155,8 @@ def open_story(
         per_rank: a story for each rank, named f"{story}.{rank}", instead of one that all share.
         store: directory of the store.
         attrs: attributes of the story, if it is created.
-        durability: what an acknowledged event survives: the death of its "process", or a power cut of its "node".
+        durability: what an acknowledged event survives: the death of its "process", or a power cut of its
+            "node".
         clock: where this rank's times come from; None for the system's.
         description: kept with this rank's events, beside rank, size, host, pid, job and attempt.
 
@@ -217,12 +221,12 @@ def describe_clients(client: Client, chronicle: str, story: str) -> dict[int, Cl
     }
 
 
-# -- opening -----------------------------------------------------------------------------------------------------------
+# -- opening --
 
 
 @dataclass(frozen=True)
 class _Opening:
-    """How each rank opens its story."""
+    """What each rank opens, and how."""
 
     chronicle: str
     story: str
@@ -230,18 +234,16 @@ class _Opening:
     options: Mapping[str, Any]
 
     def acquire(self, directory: Path, client_id: int, *, create: bool) -> tuple[Client, StoryHandle, Path]:
+        """Return a client that has acquired the story, its handle and the store."""
         client = clientlib.open_client(directory, client_id=client_id, **self.options)
         try:
             if create:
                 code = client.CreateChronicle(self.chronicle)
                 clientlib.check(client, code, ErrorCode.CL_ERR_CHRONICLE_EXISTS)
-            code, handle = client.AcquireStory(self.chronicle, self.story, self.attrs)
-            clientlib.check(client, code)
-            assert handle is not None
+            return client, clientlib.acquire(client, self.chronicle, self.story, self.attrs), directory
         except BaseException:
             client.Disconnect()
             raise
-        return client, handle, directory
 
 
 def _open(
@@ -251,30 +253,28 @@ def _open(
     with contextlib.ExitStack() as undo:
         acquired: list[tuple[Client, StoryHandle, Path]] = []
 
-        def acquire(directory: Path, client_id: int, *, create: bool) -> None:
-            acquired.append(opening.acquire(directory, client_id, create=create))
+        def acquire(directory: Path, prefix: int) -> None:
+            client_id = prefix << RANK_BITS | team.rank
+            acquired.append(opening.acquire(directory, client_id, create=not team.rank))
             undo.callback(acquired[0][0].Disconnect)
 
-        def begin() -> _Plan | None:
-            if team.rank:
-                return None
+        def begin() -> _Plan:
             if team.size > 2**RANK_BITS:
                 raise InvalidArgumentError(
-                    f"{team.size} ranks are over the limit of {2**RANK_BITS} for one session"
+                    f"{team.size} ranks are over the limit of {2**RANK_BITS} for a session"
                 )
             directory = _chosen(store)
             prefix = secrets.randbits(_PREFIX_BITS)
-            acquire(directory, prefix << RANK_BITS, create=True)
+            acquire(directory, prefix)
             return _Plan(directory, prefix, _write_proof(directory, team.size), socket.gethostname())
 
-        plan = team.bcast(team.together(begin))
-        assert plan is not None
+        plan = team.from_root(begin)
 
         def join() -> None:
             if team.rank:
-                directory = _own_directory(plan)
+                directory, _ = clientlib.store_directory(plan.store)  # its own CHRONOLOG_STORE comes first
                 _check_proof(directory, plan, team.rank)
-                acquire(directory, plan.prefix << RANK_BITS | team.rank, create=False)
+                acquire(directory, plan.prefix)
 
         try:
             team.together(join)
@@ -299,11 +299,6 @@ def _chosen(store: str | os.PathLike[str] | None) -> Path:
     return directory
 
 
-def _own_directory(plan: _Plan) -> Path:
-    """Return what another rank takes for the store: its own CHRONOLOG_STORE comes first here too."""
-    return clientlib.store_directory(plan.store)[0]
-
-
 def _write_proof(directory: Path, size: int) -> str:
     """Make an empty file with a name that cannot be guessed, and return the name; none for one rank."""
     if size == 1:
@@ -317,7 +312,7 @@ def _write_proof(directory: Path, size: int) -> str:
 
 
 def _check_proof(directory: Path, plan: _Plan, rank: int) -> None:
-    """Make sure that this rank sees the file that rank 0 has made, though a network file system may show it late.
+    """Make sure that this rank sees the file that rank 0 has made. A network file system may show it late.
 
     Raises:
         StoreError: it does not.
@@ -327,8 +322,9 @@ def _check_proof(directory: Path, plan: _Plan, rank: int) -> None:
         if time.monotonic() >= deadline_s:
             raise StoreError(
                 directory,
-                f"rank {rank} on {socket.gethostname()} does not see the store here that rank 0 on {plan.host} has opened at "
-                f"{plan.store}: choose a directory that all hosts share, with store= or {STORE_VARIABLE}",
+                f"rank {rank} on {socket.gethostname()} does not see here the store that rank 0 on "
+                f"{plan.host} has opened at {plan.store}: choose a directory that all hosts share, with "
+                f"store= or {STORE_VARIABLE}",
             )
         time.sleep(_PROOF_PAUSE_S)
 
@@ -340,7 +336,7 @@ def _job() -> dict[str, str | int]:
     return {"job": job, "attempt": int(attempt) if attempt.isdecimal() else 0}
 
 
-# -- closing -----------------------------------------------------------------------------------------------------------
+# -- closing --
 
 
 def _give_up(rank_story: RankStory) -> None:
@@ -350,6 +346,9 @@ def _give_up(rank_story: RankStory) -> None:
         rank_story.client.Disconnect()
     except Exception:
         logger.exception("rank %d could not release its story", rank_story.rank)
+    lost = dict(rank_story.statistics().lost)
+    if lost:
+        _report([lost], rank_story.story, rank_story.chronicle)
 
 
 def _close(team: Team, rank_story: RankStory, story: str) -> None:
@@ -363,24 +362,28 @@ def _close(team: Team, rank_story: RankStory, story: str) -> None:
     except Exception as caught:  # noqa: BLE001  it is raised again, on every rank
         error = caught
     team.leave(None)
-    team.agree(error)
     lost = dict(rank_story.statistics().lost)
-    total = team.total(sum(lost.values()))
-    if total:
+    if team.total(sum(lost.values())):
         losses = team.allgather(lost)
         if not team.rank:
-            logger.warning(
-                "%s of story %r of %r were lost", _told(losses, total), story, rank_story.chronicle
-            )
+            _report(losses, story, rank_story.chronicle)
+    team.agree(error)
 
 
-def _told(losses: Sequence[Mapping[str, int]], total: int) -> str:
-    """Return how many events of how many ranks were lost, and why."""
+def _report(losses: Sequence[Mapping[str, int]], story: str, chronicle: str) -> None:
+    """Say how many events of how many ranks were lost, and why."""
     reasons: Counter[str] = Counter()
     for lost in losses:
         reasons.update(lost)
-    why = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-    return f"{total} events on {sum(map(bool, losses))} of {len(losses)} ranks ({why})"
+    logger.warning(
+        "%d events on %d of %d ranks could not be stored in story %r of %r (%s)",
+        sum(reasons.values()),
+        sum(map(bool, losses)),
+        len(losses),
+        story,
+        chronicle,
+        ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()),
+    )
 
 
 def _number(value: object) -> int | None:

@@ -1,18 +1,18 @@
 """Where to cut: every rank has a sorted run of events, and all runs together are to be cut into equal slices.
 
-A cut is a place in the order (time, client id, sequence), which no two events share, so a cut can fall between events of one time and
-every slice gets exactly its number of events. Rank j looks for the beginning of slice j, all ranks do so at
-once, and nobody sees more than a few keys of another:
+A cut is a place in the order (time, client id, sequence), which no two events share, so a cut can fall
+between events of one time, and every slice gets exactly its number of events. Rank j looks for the beginning
+of slice j, all ranks do so at once, and nobody sees more than a few keys of another:
 
-1. Each rank knows a bracket in its own run that holds the cut (at first all of it), and sends rank j regular samples of the keys in
-   bracket j, with the bracket's place and size.
-2. Between two samples that follow each other in a rank's run lies a known number of its events. So rank j knows for every sample, of all
-   ranks, at least and at most how many events are before it, and finds the closest samples that are certainly before and certainly
-   behind the cut (`narrow`).
-3. Each rank looks these two keys up in its own run and has a smaller bracket: by a factor of about `SAMPLES / 4` in each round. When the
-   brackets are small enough to be sent whole, the cut is exact.
+1. Each rank knows a bracket in its own run that holds the cut (at first all of it), and sends rank j regular
+   samples of the keys in bracket j, with the bracket's place and size.
+2. Between two samples that follow each other in a rank's run lies a known number of its events. So rank j
+   knows for every sample, of all ranks, at least and at most how many events are before it, and finds the
+   closest samples that are certainly not behind the cut, and not before it (`narrow`).
+3. Each rank looks these two keys up in its own run, and has a bracket that is smaller by a factor of about
+   `SAMPLES / 4` or more. When the brackets are small enough to be sent whole, the cut is exact.
 
-A run of 2**30 events takes about seven rounds, and a round moves 1.5 KB between each two ranks.
+Two million events for each of eight ranks take four rounds. A round moves 1.5 KB between each two ranks.
 """
 
 from __future__ import annotations
@@ -110,8 +110,9 @@ def find_cuts(team: Team, columns: Columns, targets: I64) -> I64:
     Collective: over the team; synchronises.
 
     Args:
+        team: the ranks.
         columns: this rank's run, sorted.
-        targets: int64, shape (size,), the same on all ranks: how many events are before slice j. Never decreasing.
+        targets: int64, shape (size,), the same on all ranks: how many events are before each slice.
     """
     size, length = team.size, len(columns.times)
     lows, highs = np.zeros(size, np.int64), np.full(size, length, np.int64)

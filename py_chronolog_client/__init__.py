@@ -1,6 +1,7 @@
 """The ChronoLog client API in pure Python: chronicles hold stories, stories hold events.
 
-Drop-in for the compiled `py_chronolog_client` by names, signatures and return codes; works on a directory, with no server.
+Drop-in for the compiled `py_chronolog_client` by names, signatures and return codes; works on a directory,
+with no server.
 """
 
 from py_chronolog_client.client import Client, StoryHandle

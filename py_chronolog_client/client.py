@@ -1,8 +1,9 @@
 """The ChronoLog client API: `Client` and `StoryHandle`.
 
-Names, signatures and return codes are ChronoLog's (2.x, and 3.x where `attrs` and `flags` are left out); methods in snake_case,
-`ShowChronicles` and `ShowStories` are extensions. A method that returns a code never raises for what a code
-exists for; `last_error` has the sentence. Arguments of a wrong type are a TypeError, as in the compiled library.
+Names, signatures and return codes are ChronoLog's (2.x, and 3.x where `attrs` and `flags` are left out);
+methods in snake_case, `ShowChronicles` and `ShowStories` are extensions. A method that returns a code never
+raises for what a code exists for; `last_error` has the sentence. Arguments of a wrong type are a TypeError,
+as in the compiled library.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class StoryHandle:
     As a context manager it releases the story at the end.
 
     Attributes:
-        log_event: append one event and return its time in ns since 1970 UTC, or 0 if it was refused (and counted, see
-            `statistics`). Takes text or bytes, as `event_string` or `log_string`.
+        log_event: append one event and return its time in ns since 1970 UTC, or 0 if it was refused (and
+            counted, see `statistics`). Takes text or bytes, as `event_string` or `log_string`.
     """
 
     def __init__(self, writer: Writer, release: Callable[[], object]) -> None:
@@ -65,7 +66,8 @@ class StoryHandle:
     def log_events(self, batch: Sequence[str | bytes]) -> int:
         """Append a batch of records under one time and return it, or 0 if the batch was refused.
 
-        Durability: as `log_event`. Readers see a batch of up to 131072 events and 128 MiB whole or not at all.
+        Durability: as `log_event`. Readers see a batch of up to 131072 events and 128 MiB whole or not at
+        all.
 
         Raises:
             TypeError: an item is no record; nothing is logged then.
@@ -97,8 +99,8 @@ class StoryHandle:
 class Client:
     """A client of ChronoLog.
 
-    `Client(portal_conf)` only writes; `Client(portal_conf, query_conf)` also replays. Each object is a client of its own, with a
-    client id of its own. As a context manager it connects and disconnects.
+    `Client(portal_conf)` only writes; `Client(portal_conf, query_conf)` also replays. Each object is a client
+    of its own, with a client id of its own. As a context manager it connects and disconnects.
 
     Thread safety: everything, except that one story is acquired and released by one thread at a time.
 
@@ -121,9 +123,11 @@ class Client:
         Args:
             portal_conf: where stories are written.
             query_conf: where they are replayed; None for a client that only writes.
-            client_id: 0 to 2**63 - 1, unique among all clients of the stories it writes; None for a random one.
+            client_id: 0 to 2**63 - 1, unique among all clients of the stories it writes; None for a random
+            one.
             clock: where times come from; None for the system's.
-            durability: what an acknowledged event survives: the death of its "process", or a power cut of its "node".
+            durability: what an acknowledged event survives: the death of its "process", or a power cut of its
+            "node".
             description: kept with the client's events, for `clients`.
         """
         if not isinstance(portal_conf, ClientPortalServiceConf):
@@ -143,11 +147,11 @@ class Client:
         self._description = dict(description or {})
         self._engine: Engine | None = None
         self._handles: dict[tuple[str, str], tuple[Writer, StoryHandle]] = {}
-        self._acquired_before: set[tuple[str, str]] = set()
+        self._next_sequences: dict[tuple[str, str], int] = {}
 
-    # -- connection ----------------------------------------------------------------------------------------------------
+    # -- connection --
 
-    def Connect(self) -> int:  # noqa: N802
+    def Connect(self) -> int:
         """Reach the engine; 0, also when connected already, or -8 if there is none."""
 
         def connect() -> None:
@@ -157,13 +161,12 @@ class Client:
 
         return self._code(connect)
 
-    def Disconnect(self) -> int:  # noqa: N802
+    def Disconnect(self) -> int:
         """Release all stories and let the engine go; 0, also when not connected."""
 
         def disconnect() -> None:
-            for writer, _ in self._handles.values():
-                writer.close("disconnected")
-            self._handles.clear()
+            for key in list(self._handles):
+                self._close(key, "disconnected")
             if self._engine is not None:
                 self._engine.close()
             self._engine = None
@@ -181,18 +184,20 @@ class Client:
     ) -> None:
         self.Disconnect()
 
-    # -- chronicles ----------------------------------------------------------------------------------------------------
+    # -- chronicles --
 
-    def CreateChronicle(self, chronicle_name: str, attrs: Mapping[str, str] | None = None, flags: int = 0) -> int:  # noqa: N802
+    def CreateChronicle(
+        self, chronicle_name: str, attrs: Mapping[str, str] | None = None, flags: int = 0
+    ) -> int:
         """Create a chronicle; 0, or -6 if there is one of that name."""
         attributes = _attributes(attrs, flags)
         return self._code(lambda: self._named(chronicle_name).create_chronicle(chronicle_name, attributes))
 
-    def DestroyChronicle(self, chronicle_name: str) -> int:  # noqa: N802
+    def DestroyChronicle(self, chronicle_name: str) -> int:
         """Remove a chronicle and its stories; 0, -3 if it is not there, -4 if one of its stories is acquired."""
         return self._code(lambda: self._named(chronicle_name).destroy_chronicle(chronicle_name))
 
-    def ShowChronicles(self) -> list[str]:  # noqa: N802
+    def ShowChronicles(self) -> list[str]:
         """Return the names of all chronicles, sorted."""
         return self._connected().chronicles()
 
@@ -200,15 +205,16 @@ class Client:
         """Return the attributes that a chronicle was created with."""
         return self._connected().chronicle_attributes(chronicle_name)
 
-    # -- stories -------------------------------------------------------------------------------------------------------
+    # -- stories --
 
-    def AcquireStory(  # noqa: N802
+    def AcquireStory(
         self, chronicle_name: str, story_name: str, attrs: Mapping[str, str] | None = None, flags: int = 0
     ) -> tuple[int, StoryHandle | None]:
         """Get the right to log into a story, which is created if it is not there.
 
         Returns:
-            (0, handle); the same handle if this client has it already; (-3, None) if there is no such chronicle.
+            (0, handle); the same handle if this client has it already; (-3, None) if there is no such
+            chronicle.
         """
         attributes = _attributes(attrs, flags)
         key = (chronicle_name, story_name)
@@ -218,30 +224,40 @@ class Client:
             engine = self._named(chronicle_name, story_name)
             if key not in self._handles:
                 assert self._clock is not None
-                # A story that this client held before has its file already; another file needs another id.
-                client_id = new_client_id() if key in self._acquired_before else self._client_id
-                options = WriterOptions(client_id, self._clock, self._durability, self._description)
+                options = WriterOptions(
+                    self._client_id,
+                    self._clock,
+                    self._durability,
+                    self._description,
+                    first_sequence=self._next_sequences.get(key, 0),
+                )
                 writer = engine.open_writer(chronicle_name, story_name, attributes, options)
-                self._acquired_before.add(key)
                 self._handles[key] = writer, StoryHandle(writer, lambda: self.ReleaseStory(*key))
             handles.append(self._handles[key][1])
 
         code = self._code(acquire)
         return code, handles[0] if handles else None
 
-    def ReleaseStory(self, chronicle_name: str, story_name: str) -> int:  # noqa: N802
+    def ReleaseStory(self, chronicle_name: str, story_name: str) -> int:
         """Flush and give a story up; 0, or -5 if this client does not hold it."""
 
         def release() -> None:
             _check_names(chronicle_name, story_name)
-            held = self._handles.pop((chronicle_name, story_name), None)
-            if held is None:
-                raise NotAcquiredError(f"story {story_name!r} of {chronicle_name!r} is not acquired by this client")
-            held[0].close()
+            key = (chronicle_name, story_name)
+            if key not in self._handles:
+                raise NotAcquiredError(
+                    f"story {story_name!r} of {chronicle_name!r} is not acquired by this client"
+                )
+            self._close(key, "released")
 
         return self._code(release)
 
-    def DestroyStory(self, chronicle_name: str, story_name: str) -> int:  # noqa: N802
+    def _close(self, key: tuple[str, str], reason: str) -> None:
+        writer, _ = self._handles.pop(key)
+        writer.close(reason)
+        self._next_sequences[key] = self._next_sequences.get(key, 0) + writer.statistics().logged
+
+    def DestroyStory(self, chronicle_name: str, story_name: str) -> int:
         """Remove a story with its events; 0, -3 if it is not there, -4 if a living client holds it."""
 
         def destroy() -> None:
@@ -249,11 +265,11 @@ class Client:
             if (chronicle_name, story_name) in self._handles:
                 raise AcquiredError(f"story {story_name!r} of {chronicle_name!r} is acquired by this client")
             engine.destroy_story(chronicle_name, story_name)
-            self._acquired_before.discard((chronicle_name, story_name))
+            self._next_sequences.pop((chronicle_name, story_name), None)
 
         return self._code(destroy)
 
-    def ShowStories(self, chronicle_name: str) -> list[str]:  # noqa: N802
+    def ShowStories(self, chronicle_name: str) -> list[str]:
         """Return the names of the stories of a chronicle, sorted."""
         return self._connected().stories(chronicle_name)
 
@@ -265,23 +281,25 @@ class Client:
         """Return what is known of each client that ever wrote to a story: client id -> host, pid, rank, job, ..."""
         return self._connected().clients(chronicle_name, story_name)
 
-    # -- replay --------------------------------------------------------------------------------------------------------
+    # -- replay --
 
-    def ReplayStory(  # noqa: N802
+    def ReplayStory(
         self, chronicle_name: str, story_name: str, start: int, end: int, event_series: EventList
     ) -> int:
         """Append the events of a story with times in `[start, end]`, both included, to `event_series`, in order.
 
-        The story need not be acquired, and may be written to meanwhile: what was logged before the call is there.
+        The story need not be acquired, and may be written to meanwhile: what was logged before the call is
+        there.
 
         Returns:
-            0; -11 if the client has no query service; -3 if there is no such story; -2 if start > end; -12 at a time-out; -1 if
-            a part of the store is damaged: all other events are delivered and `event_series.damages` says where.
+            0; -11 if the client has no query service; -3 if there is no such story; -2 if start > end; -12 at
+            a time-out; -1 if a part of the store is damaged: all other events are delivered and
+            `event_series.damages` says where.
         """
         if not isinstance(event_series, EventList):
             raise TypeError(f"event_series is an EventList, not {type(event_series).__name__}")
         for name, value in (("start", start), ("end", end)):
-            if not isinstance(value, int) or not 0 <= value <= MAX_TIME_NS:
+            if type(value) is not int or not 0 <= value <= MAX_TIME_NS:
                 raise TypeError(f"{name} is a time, a whole number from 0 to 2**64 - 1, not {value!r}")
 
         def replay() -> None:
@@ -291,9 +309,12 @@ class Client:
             event_series.damages += report.damages
             if report.disbelieved:
                 logger.warning(
-                    "story %r of %r: the newest %d events of clients on another machine (or before its reboot) are left out, "
-                    "they may be torn", story_name, chronicle_name, report.disbelieved
-                )  # fmt: skip
+                    "story %r of %r: the newest %d events of clients on another machine, or from before a reboot, "
+                    "are left out: they may be torn",
+                    story_name,
+                    chronicle_name,
+                    report.disbelieved,
+                )
             if report.damages:
                 raise report.damages[0]
 
@@ -344,10 +365,12 @@ class Client:
     ) -> tuple[list[Page], Snapshot]:
         """Wait up to `timeout_s` for events beyond `cursor` ({} for the beginning); return them and the next cursor."""
         if self._query_conf is None:
-            raise NotReaderError("this client only writes: make it with a ClientQueryServiceConf to follow a story")
+            raise NotReaderError(
+                "this client only writes: make it with a ClientQueryServiceConf to follow a story"
+            )
         return self._named(chronicle_name, story_name).follow(chronicle_name, story_name, cursor, timeout_s)
 
-    # -- between codes and errors --------------------------------------------------------------------------------------
+    # -- between codes and errors --
 
     def _code(self, action: Callable[[], None]) -> int:
         try:

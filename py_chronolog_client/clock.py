@@ -1,12 +1,12 @@
 """Where timestamps come from, and how wrong they may be.
 
-An appender asks its `Clock` for a `Reading` and then makes every timestamp as `tick() + offset_ns`: one call into C and
-one addition, which is all that the hot path can afford. The reading carries the `ClockModel` under which its times are
-made; the store keeps it beside them, so a later reader knows the window around every time and can
-re-align a finished job.
+An appender asks its `Clock` for a `Reading` and then makes every timestamp as `tick() + offset_ns`: one call
+into C and one addition, which is all that the hot path can afford. The reading carries the `ClockModel` under
+which its times are made; the store keeps it beside them, so a later reader knows the window around every time
+and can re-align a finished job.
 
-Without MPI the clock is CLOCK_MONOTONIC plus an offset to UTC that is taken once: a step of the wall clock moves no
-timestamp. It claims no window, because nobody knows how far the machine is from UTC.
+Without MPI the clock is CLOCK_MONOTONIC plus an offset to UTC that is taken once: a step of the wall clock
+moves no timestamp. It claims no window, because nobody knows how far the machine is from UTC.
 """
 
 from __future__ import annotations
@@ -70,8 +70,7 @@ class Reading:
         def never_back() -> int:
             nonlocal last_ns
             now_ns = tick() + offset_ns
-            if now_ns > last_ns:
-                last_ns = now_ns
+            last_ns = max(last_ns, now_ns)
             return last_ns
 
         return Reading(never_back, 0, self.model)

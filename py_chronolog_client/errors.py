@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import os
 from enum import IntEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ErrorCode(IntEnum):
@@ -73,6 +73,9 @@ class RecordTooLargeError(InvalidArgumentError):
         )
         self.size_bytes = size_bytes
         self.limit_bytes = limit_bytes
+
+    def __reduce__(self) -> tuple[type[RecordTooLargeError], tuple[int, int]]:
+        return type(self), (self.size_bytes, self.limit_bytes)
 
 
 class NotFoundError(ChronoLogError, LookupError):
@@ -139,6 +142,10 @@ class StoreError(ChronoLogError, OSError):
     def __init__(self, path: str | os.PathLike[str], sentence: str) -> None:
         super().__init__(f"{os.fspath(path)}: {sentence}")
         self.path = os.fspath(path)
+        self._sentence = sentence
+
+    def __reduce__(self) -> tuple[type[StoreError], tuple[Any, ...]]:
+        return type(self), (self.path, self._sentence)
 
 
 class NotAStoreError(StoreError):
@@ -161,3 +168,6 @@ class DamageError(StoreError):
         super().__init__(path, f"damaged at byte {offset}: {reason}")
         self.offset = offset
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[DamageError], tuple[Any, ...]]:
+        return type(self), (self.path, self.offset, self.reason)

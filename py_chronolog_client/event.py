@@ -36,7 +36,10 @@ class Event:
         self._time = event_time
         self._client_id = client_id
         self._sequence = index
-        self._record = log_record.encode() if isinstance(log_record, str) else log_record
+        try:
+            self._record = log_record.encode() if isinstance(log_record, str) else log_record
+        except UnicodeEncodeError as error:
+            raise TypeError("log_record has a lone surrogate, which has no UTF-8: use bytes") from error
 
     def time(self) -> int:
         """Return the time that `log_event` returned, ns since 1970 UTC."""
@@ -86,7 +89,9 @@ class Event:
         return Event, self._key()
 
 
-def make_events(times: list[int], client_ids: list[int], sequences: list[int], records: list[bytes]) -> list[Event]:
+def make_events(
+    times: list[int], client_ids: list[int], sequences: list[int], records: list[bytes]
+) -> list[Event]:
     """Make many events at once from columns that are known to be good."""
     new = object.__new__
     events = []

@@ -1,7 +1,7 @@
 """The list that a replay fills: columns inside, a list of events outside.
 
-A replay appends pages. As long as nobody changes the list in another way, events are made only when they are looked at; the first
-change of another kind turns everything into one plain list.
+A replay appends pages. As long as nobody changes the list in another way, events are made only when they are
+looked at; the first change of another kind turns everything into one plain list.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ _COLUMNS = ("times", "client_ids", "sequences")
 class EventList(MutableSequence[Event]):
     """A mutable list of events, as `Client.ReplayStory` fills it.
 
-    Everything that a list of equality-comparable elements offers: indexing, slices, `in`, `==`, `append`, `extend`, `insert`, `pop`,
-    `remove`, `count`, `clear` and so on. Beyond that the columns `times`, `client_ids`, `indexes`, `sequences` as numpy arrays.
+    Everything that a list of equality-comparable elements offers: indexing, slices, `in`, `==`, `append`,
+    `extend`, `insert`, `pop`, `remove`, `count`, `clear` and so on. Beyond that the columns `times`,
+    `client_ids`, `indexes`, `sequences` as numpy arrays.
 
     Attributes:
         damages: what the replays that filled the list could not believe in the store.
@@ -46,7 +47,7 @@ class EventList(MutableSequence[Event]):
         if items:
             self._events = [_checked(event) for event in items]
 
-    # -- pages ---------------------------------------------------------------------------------------------------------
+    # -- pages --
 
     def add_page(self, page: Page) -> None:
         """Append a page of a replay. Its columns move into the list's own, which are never held twice."""
@@ -88,7 +89,11 @@ class EventList(MutableSequence[Event]):
 
         if self._events is not None:
             return np.full(len(self._events), 2**64 - 1, np.uint64)
-        return np.concatenate([page.windows_ns() for page in self._pages]) if self._pages else np.empty(0, np.uint64)
+        return (
+            np.concatenate([page.windows_ns() for page in self._pages])
+            if self._pages
+            else np.empty(0, np.uint64)
+        )
 
     def to_numpy(self) -> npt.NDArray[np.void]:
         """Return one structured array, shape (n,): time u8, client_id u8, sequence u8, record O (bytes)."""
@@ -131,7 +136,7 @@ class EventList(MutableSequence[Event]):
             part[:] = getattr(page, name)
             setattr(page, name, part)
 
-    # -- a list --------------------------------------------------------------------------------------------------------
+    # -- a list --
 
     def _list(self) -> list[Event]:
         """Turn pages into the plain list, for a change."""
@@ -267,8 +272,8 @@ def _events_of(page: Page, start: int, stop: int) -> list[Event]:
     gc.disable()
     try:
         records = page.records(start, stop)
-        columns = (column[start:stop].tolist() for column in (page.times, page.client_ids, page.sequences))
-        return make_events(*columns, records)
+        times, client_ids, sequences = (getattr(page, name)[start:stop].tolist() for name in _COLUMNS)
+        return make_events(times, client_ids, sequences, records)
     finally:
         if collecting:
             gc.enable()

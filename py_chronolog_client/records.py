@@ -51,8 +51,8 @@ def encode_batch(batch: Iterable[Record], limit_bytes: int) -> tuple[bytes, list
     """Return the records of a batch one after another, and the size of each in bytes.
 
     Raises:
-        TypeError: the batch is a single record, or one of its items is no record; nothing is to be logged then.
-        RecordTooLargeError: an item is larger than `limit_bytes`.
+        TypeError: the batch is a single record, or one of its items is no record; nothing is to be logged
+        then. RecordTooLargeError: an item is larger than `limit_bytes`.
     """
     if isinstance(batch, (str, bytes, bytearray, memoryview)):
         raise TypeError("log_events() takes a sequence of records, not one record")

@@ -1,4 +1,4 @@
-"""What logging costs beside the least that a program could do: append encoded records to a plain buffered file.
+"""What logging costs beside the least that a program could do: append records to a plain buffered file.
 
 The baseline is a closure that reads `time.time_ns()` and writes `record.encode()` into a file with a buffer
 of 1 MiB. It is measured in the same run, on the same file system, with the same records and the same loop
@@ -74,7 +74,7 @@ class Comparison:
 
 
 def open_raw(path: str | Path) -> tuple[Callable[[str], int], Callable[[], None]]:
-    """Open the baseline's file; return its `log`, which returns the time as `log_event` does, and its `close`."""
+    """Open the baseline's file; return its `log`, which returns a time like `log_event`, and its `close`."""
     file = open(path, "wb", buffering=BUFFER_BYTES)  # noqa: SIM115  closed by the second of what is returned
     write, now = file.write, time.time_ns
 

@@ -58,7 +58,7 @@ def describe(ranks: Ranks, directory: str, command: str) -> dict[str, Any]:
         "elapsed": (
             "last end minus first start of all ranks, on their common CLOCK_MONOTONIC"
             if ranks.on_one_host
-            else "longest time of any rank between common barriers (the clocks of the hosts are not synchronised)"
+            else "longest time of any rank between barriers (the clocks of the hosts are not synchronised)"
         ),
     }
 

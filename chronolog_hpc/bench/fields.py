@@ -1,4 +1,4 @@
-"""The one list of what a benchmark reports: it makes the JSON, the text, and whatever comes later, from the same values."""
+"""The one list of what a benchmark reports, from which JSON and text are made."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The main job: every rank logs into a story, the job replays it in order, and checks that it is what was logged."""
+"""The main job: every rank logs into a story, the job replays it in order, and checks that it is the same."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import sys
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from chronolog_hpc.bench import baseline, environment, phases, report
@@ -44,33 +44,31 @@ def run(spec: Spec, comm: MPI.Comm | None, command: str = "") -> int:
     """
     ranks = Ranks(comm)
     progress = Progress(enabled=ranks.first)
-    with ExitStack() as stack:
-        json_file = _take_json_file(ranks, spec, stack)
-        records = _records(ranks, spec)
-        try:
-            with workspace(ranks, spec.store) as work:
-                result, verdict = _measure(ranks, spec, work, records, progress, command)
-        finally:
-            progress.clear()
-        code = DONE if verdict.good else NOT_VERIFIED
-        if ranks.first:
-            print(report.text(result), flush=True)
-            for sentence in verdict.examples:
-                print(f"chronolog bench: {sentence}", file=sys.stderr)
-            code = _write_json(json_file, result, code)
+    _check_json_path(ranks, spec)
+    records = _records(ranks, spec)
+    try:
+        with workspace(ranks, spec.store) as work:
+            result, verdict = _measure(ranks, spec, work, records, progress, command)
+    finally:
+        progress.clear()
+    code = DONE if verdict.good else NOT_VERIFIED
+    if ranks.first:
+        print(report.text(result), flush=True)
+        for sentence in verdict.examples:
+            print(f"chronolog bench: {sentence}", file=sys.stderr)
+        code = _write_json(spec, result, code)
     return ranks.from_first(code)
 
 
-def _take_json_file(ranks: Ranks, spec: Spec, stack: ExitStack) -> report.JsonFile | None:
-    """Make the file for the results on rank 0, so that nobody waits for results that cannot be kept."""
-    problem = json_file = None
+def _check_json_path(ranks: Ranks, spec: Spec) -> None:
+    """Let rank 0 see whether results can be kept, before anybody works for them."""
+    problem = None
     if ranks.first and spec.json is not None:
         try:
-            json_file = stack.enter_context(report.new_json_file(spec.json))
+            report.check_json_path(spec.json)
         except SpecError as error:
             problem = str(error)
     ranks.agree(problem)
-    return json_file
 
 
 def _records(ranks: Ranks, spec: Spec) -> Records:
@@ -87,12 +85,12 @@ def _records(ranks: Ranks, spec: Spec) -> Records:
     return PayloadRecords(ranks.from_first(data))
 
 
-def _write_json(json_file: report.JsonFile | None, result: dict[str, Any], code: int) -> int:
+def _write_json(spec: Spec, result: dict[str, Any], code: int) -> int:
     try:
-        if json_file is not None:
-            json_file.write(result)
+        if spec.json is not None:
+            report.write_json(spec.json, result)
     except OSError as error:
-        print(f"chronolog bench: --json: {error.strerror}", file=sys.stderr)
+        print(f"chronolog bench: --json {spec.json} was not written: {error.strerror}", file=sys.stderr)
         return FAILED
     return code
 
@@ -104,14 +102,14 @@ def _measure(
     env = environment.describe(ranks, str(work.scratch), command)
     progress.say("warm up")
     phases.warm_up(ranks, work, records)
+    progress.say("latency")
+    latency, calls = phases.latency(ranks, spec, work, records)
+    compared = baseline.compare(ranks, spec, work, records, progress) if spec.baseline_rounds else None
     with closing(phases.TimesFile()) as times:
         written = phases.write(ranks, spec, work, records, times, progress)
         progress.say("replay")
         replayed = phases.replay(ranks, spec.story, work, written.story)
         verdict = verify(ranks, spec, records, written, replayed.events, progress)
-    progress.say("latency")
-    latency, calls = phases.latency(ranks, spec, work, records)
-    compared = baseline.compare(ranks, spec, work, records, progress) if spec.baseline_rounds else None
     written_bytes = sum(entry["bytes"] for entry in written.per_rank)
     events = spec.events * ranks.size
     values = {

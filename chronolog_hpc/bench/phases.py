@@ -1,4 +1,4 @@
-"""The phases of the main job: write, latency, replay. Each is a function over all ranks that returns what it measured.
+"""The phases of the main job: write, latency, replay; each a function over all ranks that returns figures.
 
 How time is taken:
 
@@ -15,6 +15,9 @@ How time is taken:
   reported beside it and not subtracted.
 * **Replay.** Between two barriers all ranks replay together and look at every column; then, between two
   other barriers, each iterates over its slice as Event objects, which reads the records.
+
+The warm-up, the latency pass and the comparison with a plain file come before the write phase, and their stories are
+removed: the write phase then finds imported modules and page cache that was touched before, run after run.
 """
 
 from __future__ import annotations
@@ -60,7 +63,7 @@ Span = tuple[int, int]
 
 
 class TimesFile:
-    """The times that `log_event` returned on this rank, in an unlinked file: they do not count as the rank's memory."""
+    """The times that `log_event` returned on this rank, in an unlinked file: they are not in memory."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="chronolog-bench-times-")  # noqa: SIM115  closed by `close`
@@ -109,7 +112,7 @@ def batches(records: Sequence[T], size: int) -> list[Sequence[T]]:
 
 
 def elapsed_s(ranks: Ranks, span: Span) -> float:
-    """Return how long something took on all ranks together: last end minus first start where they share a clock.
+    """Return how long something took on all ranks: last end minus first start where they share a clock.
 
     Collective: over the ranks; synchronises.
     """
@@ -120,7 +123,7 @@ def elapsed_s(ranks: Ranks, span: Span) -> float:
 
 
 def warm_up(ranks: Ranks, work: Workspace, records: Records) -> None:
-    """Import, open, log, replay and remove a little, so that nothing is done for the first time in a measured phase.
+    """Open, log, replay and remove a little, so that no measured phase does anything for the first time.
 
     Collective: over the ranks.
     """
@@ -154,6 +157,7 @@ def write(
             memory.append(memory_bytes())
             sizes = None if spec.batch == 1 else [len(batch) for batch in batches(texts, spec.batch)]
             times.append(returned, sizes)
+            del texts, returned  # before the next round makes its own
             progress.say("write", numbers.stop, spec.events)
         statistics = story.statistics()
         client_id, name = story.client_id, story.story
@@ -197,7 +201,7 @@ def _log_round(
 
 
 def latency(ranks: Ranks, spec: Spec, work: Workspace, records: Records) -> tuple[Histogram, int]:
-    """Measure every single call in a story of its own; return the durations of all ranks, and how many calls each made.
+    """Measure every call in a story of its own; return the durations of all ranks, and the calls of each.
 
     Collective: over the ranks; synchronises.
     """
@@ -220,6 +224,9 @@ def latency(ranks: Ranks, spec: Spec, work: Workspace, records: Records) -> tupl
                 call(argument)
                 keep(clock() - start_ns)
         ranks.barrier()
+        own = story.story
+    if per_rank_story or ranks.first:
+        work.destroy_scratch_story(own)
     histogram = Histogram()
     histogram.add(np.frombuffer(samples_ns, np.uint64))
     return ranks.sum(histogram), calls

@@ -20,7 +20,7 @@ class Progress:
         self._width = 0
 
     def say(self, phase: str, done: int = 0, total: int = 0) -> None:
-        """Show the phase and how much of it is done; not more than ten times a second, except for a new phase."""
+        """Show the phase and how much of it is done, at most ten times a second."""
         if not self._enabled or (0 < done < total and time.monotonic() < self._due_s):
             return
         self._due_s = time.monotonic() + _INTERVAL_S

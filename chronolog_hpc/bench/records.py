@@ -141,7 +141,8 @@ def read_payload(path: str) -> bytes:
         size_bytes = os.path.getsize(path)
         if size_bytes > MAX_PAYLOAD_FILE_BYTES:
             raise SpecError(
-                f"--payload {path} has {size_bytes} bytes, the limit is {MAX_PAYLOAD_FILE_BYTES}: use a part of it (head -c)"
+                f"--payload {path} has {size_bytes} bytes, the limit is {MAX_PAYLOAD_FILE_BYTES}: "
+                "use a part of it (head -c)"
             )
         with open(path, "rb") as file:
             data = file.read(MAX_PAYLOAD_FILE_BYTES)

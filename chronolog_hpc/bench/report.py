@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+import tempfile
+from collections.abc import Mapping
+from typing import Any
 
 from chronolog_hpc.bench.fields import COMPARISON_FIELDS, FIELDS, RANK_FIELDS, Field, look_up
 from chronolog_hpc.bench.spec import SpecError
@@ -32,7 +32,9 @@ def text(result: Mapping[str, Any]) -> str:
         compared = result["baseline"]
         lines += [
             "#",
-            f"# {compared['rounds']} rounds of {compared['events']} events per rank, batches of {compared['batch']}",
+            "# {rounds} rounds of {events} events per rank, log_events in batches of {batch}".format_map(
+                compared
+            ),
             f"# {'compared':<26}{'median':>18}{'smallest':>18}{'largest':>18}  unit",
             *(_line(f, *compared[f.key].values()) for f in COMPARISON_FIELDS),
         ]
@@ -80,42 +82,29 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-class JsonFile:
-    """A file for results that was not there before; it is taken before the benchmark runs."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-        self.written = False
-
-    def write(self, result: Mapping[str, Any]) -> None:
-        """Write the result and bring it to the file system."""
-        json.dump(result, self._file, indent=2, ensure_ascii=False)
-        self._file.write("\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.written = True
-
-
-@contextmanager
-def new_json_file(path: str) -> Iterator[JsonFile]:
-    """Make the file for the results, and remove it again if there are none.
+def check_json_path(path: str) -> None:
+    """Make sure that results can be written to `path` later, and leave nothing there.
 
     Raises:
         SpecError: it is there already, or cannot be made.
     """
-    try:
-        file = open(path, "x", encoding="utf-8")  # noqa: SIM115  closed below
-    except FileExistsError:
+    if os.path.lexists(path):
         raise SpecError(
             f"--json {path} is there already, and results are never overwritten: choose another name"
-        ) from None
+        )
+    try:
+        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(path))):
+            pass
     except OSError as error:
         raise SpecError(f"--json {path} cannot be written: {error.strerror}") from error
-    made = JsonFile(file)
-    try:
-        with file:
-            yield made
-    finally:
-        if not made.written:
-            with suppress(OSError):
-                os.unlink(path)
+
+
+def write_json(path: str, result: Mapping[str, Any]) -> None:
+    """Write the results into a new file.
+
+    Raises:
+        OSError: it is there already, or cannot be written.
+    """
+    with open(path, "x", encoding="utf-8") as file:
+        json.dump(result, file, indent=2, ensure_ascii=False)
+        file.write("\n")

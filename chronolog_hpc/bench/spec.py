@@ -59,8 +59,7 @@ class Spec:
         _check_range("baseline-rounds", self.baseline_rounds, 0, 1000)
         if self.batch * self.size_bytes > MAX_BATCH_BYTES:
             raise SpecError(
-                f"a batch of {self.batch} records of {self.size_bytes} bytes is over {MAX_BATCH_BYTES} bytes: "
-                "make one of them smaller"
+                f"--batch {self.batch} times --size {self.size_bytes} is over {MAX_BATCH_BYTES} bytes: reduce one"
             )
         for name in ("payload", "store", "json"):
             value = getattr(self, name)

@@ -88,7 +88,7 @@ class Delivery(NamedTuple):
 
 
 class Attempts:
-    """Which of a rank's events became which sequence number: one after the other, without those that were refused."""
+    """Which of a rank's events became which sequence number: in their order, without those refused."""
 
     def __init__(self, times: U64) -> None:
         """Take the returned times of all events of the rank: uint64, shape (n,), 0 for a refused one."""
@@ -179,7 +179,7 @@ def verify(
 
 
 class Checker:
-    """Checks what this rank has replayed: order and records. Times and completeness are for those who have logged it.
+    """Checks order and records of what this rank has replayed; who has logged it checks the rest.
 
     Attributes:
         verdict: what was found so far.
@@ -256,7 +256,7 @@ class Checker:
 
 
 def joints_out_of_order(ends: list[tuple[Key | None, Key | None]]) -> int:
-    """Count the slices that begin before the end of the one before them, given each slice's first and last key."""
+    """Count the slices that begin before the end of the one before, given first and last key of each."""
     wrong, before = 0, None
     for first, last in ends:
         if first is None:

@@ -8,6 +8,7 @@ store that was asked for receives nothing but its story.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import subprocess
@@ -60,6 +61,17 @@ class Workspace:
 
 
 @contextmanager
+def _quiet_client() -> Iterator[None]:
+    """Keep the client from logging an error that is about to be said anyway."""
+    client_logger = logging.getLogger("py_chronolog_client")
+    client_logger.disabled = True
+    try:
+        yield
+    finally:
+        client_logger.disabled = False
+
+
+@contextmanager
 def workspace(ranks: Ranks, store: str | None) -> Iterator[Workspace]:
     """Make the places of a run and remove what is not asked for.
 
@@ -84,8 +96,8 @@ def workspace(ranks: Ranks, store: str | None) -> Iterator[Workspace]:
             ranks.agree(
                 None
                 if places.scratch.is_dir()
-                else f"{ranks.describe_rank(ranks.rank)} does not see {places.scratch}, which {ranks.describe_rank(0)} has "
-                "made: give --store a directory that all hosts share"
+                else f"{ranks.describe_rank(ranks.rank)} does not see {places.scratch}, which "
+                f"{ranks.describe_rank(0)} has made: give --store a directory that all hosts share"
             )
             yield places
             ranks.barrier()
@@ -104,7 +116,8 @@ def _make(ranks: Ranks, store: str | None) -> Workspace | str:
             scratch = Path(tempfile.mkdtemp(prefix=prefix[1:], dir=parent))
             return Workspace(str(scratch / "store"), story, scratch)
         store = os.path.abspath(store)
-        open_client(Path(store)).Disconnect()
+        with _quiet_client():
+            open_client(Path(store)).Disconnect()
         return Workspace(store, story, Path(tempfile.mkdtemp(prefix=prefix, dir=store)))
     except ChronoLogError as error:
         return f"--store: {error}"

@@ -1,4 +1,4 @@
-"""The command `chronolog`: it parses on every rank, speaks on rank 0, and exits with the same code everywhere.
+"""The command `chronolog`: parse on every rank, speak on rank 0, exit with the same code everywhere.
 
 Each command is a module of this package with a function `register`, which adds its parser and names the
 function that runs it. Nothing heavy is imported before a command needs it: `--help` costs no numpy and no

@@ -12,7 +12,7 @@ USAGE = 2
 
 SIZE_HELP = "bytes, or with a unit: 128, 4KiB, 64MiB (KiB, MiB, GiB are powers of 1024; kB, MB, GB of 1000)"
 
-_SIZE = re.compile(r"(\d[\d_]*)\s*([a-zA-Z]*)")
+_SIZE = re.compile(r"([0-9][0-9_]*)\s*([a-zA-Z]*)")
 _UNIT_BYTES = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmg", start=1):
     _UNIT_BYTES |= {f"{_letter}ib": 1024**_power, _letter: 1024**_power, f"{_letter}b": 1000**_power}
@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that says what is wrong in one sentence, without a page of usage before it."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        """Make a parser that takes no abbreviations: a script that uses them breaks when an option is added."""
+        """Make a parser without abbreviations: a script that uses them breaks when an option is added."""
         super().__init__(*args, **{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:

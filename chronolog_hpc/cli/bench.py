@@ -146,7 +146,7 @@ def _communicator(launch: Launch) -> MPI.Comm | None:
         ) from error
     if launch.size not in (None, comm.Get_size()):
         raise SpecError(
-            f"the launcher has started {launch.size} ranks and MPI sees {comm.Get_size()}: use the launcher that belongs to "
-            "this MPI library (with srun: --mpi=pmi2 or --mpi=pmix)"
+            f"the launcher has started {launch.size} ranks and MPI sees {comm.Get_size()}: use the launcher "
+            "that belongs to this MPI library (with srun: --mpi=pmi2 or --mpi=pmix)"
         )
     return comm

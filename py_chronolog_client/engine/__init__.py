@@ -1,0 +1,1 @@
+"""What a client talks to: one contract, several engines."""

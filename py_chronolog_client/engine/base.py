@@ -3,15 +3,16 @@
 An engine has a catalog (chronicles, stories, their attributes), opens writers, and answers questions about
 stories. Several engines keep one contract, and one suite (`py_chronolog_client.testing`) holds them to it:
 
-* **A writer** belongs to one client id and one story. `log_event` returns a timestamp once the event survives the death of
-  the process, or 0 if the engine refused it; a refusal is counted with its reason. Events of one writer are numbered
-  0, 1, 2, ... (the *sequence*, 64 bits) and their times never decrease.
-* **Acknowledged** is a sequence number: all events below it have reached the durability that the writer was opened with. An
-  engine may acknowledge at once (a file) or later (a network); `flush` waits for it.
+* **A writer** belongs to one client id and one story. `log_event` returns a timestamp once the event survives
+  the death of the process, or 0 if the engine refused it; a refusal is counted with its reason. Events of one
+  writer are numbered 0, 1, 2, ... (the *sequence*, 64 bits) and their times never decrease.
+* **Acknowledged** is a sequence number: all events below it have reached the durability that the writer was
+  opened with. An engine may acknowledge at once (a file) or later (a network); `flush` waits for it.
 * **Order** is (time, client id, sequence), everywhere.
-* **A snapshot** is one high-water mark for each client: the sequence number behind its last event. A scan takes
-  it when it starts and delivers exactly the events below it, whatever is written or merged meanwhile.
-* **A cursor** of `follow` is a snapshot too, never a time: an event that arrives late is still delivered once.
+* **A snapshot** is one high-water mark for each client: the sequence number behind its last event. A scan
+  takes it when it starts and delivers exactly the events below it, whatever is written or merged meanwhile.
+* **A cursor** of `follow` is a snapshot too, never a time: an event that arrives late is still delivered
+  once.
 * **Capabilities** are asked for, never guessed from a type.
 
 Ranges of time are `[start_ns, end_ns]`, both ends included.
@@ -81,14 +82,14 @@ class WriterOptions:
     description: Mapping[str, Any] = field(default_factory=dict)
     """Kept with the story for `Engine.clients`: msgpack-able values, for instance rank, size and job."""
     first_sequence: int = 0
-    """Number of the first event."""
+    """Number of the first event: where a client that comes back to a story goes on, otherwise 0."""
 
 
 class Writer(ABC):
     """Appends the events of one client to one story.
 
-    Thread safety: all methods may be called from any thread, and from a signal handler that interrupted one of them.
-    After a fork, the child's calls go to a client of its own.
+    Thread safety: all methods may be called from any thread, and from a signal handler that interrupted one
+    of them. After a fork, the child's calls go to a client of its own.
     """
 
     @property
@@ -207,8 +208,9 @@ class Engine(ABC):
     ) -> Iterator[Page]:
         """Deliver the events of `[start_ns, end_ns]` in order, in pages of bounded size.
 
-        Nobody ever gets a record whose checksum does not hold: records are checked when `Page.records` fetches them (DamageError), or
-        with `verify` before a page is delivered, which then leaves damaged ones out.
+        Nobody ever gets a record whose checksum does not hold: records are checked when `Page.records`
+        fetches them (DamageError), or with `verify` before a page is delivered, which then leaves damaged
+        ones out.
 
         Args:
             start_ns: first time, included.

@@ -1,7 +1,7 @@
 """The embedded engine: a store directory, no server.
 
-Writers append to files of their own, readers merge what they find. Nothing but the directory connects the processes, so it works
-wherever they share a file system.
+Writers append to files of their own, readers merge what they find. Nothing but the directory connects the
+processes, so it works wherever they share a file system.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ TAIL_DIRECTORY_VARIABLE = "CHRONOLOG_TAIL_DIR"
 """Where tails lie: a directory on a node-local file system. Unset: beside the segments."""
 
 _POLL_S = 0.001
+_TRIES = 100
 
 
 class EmbeddedEngine(Engine):
@@ -91,12 +92,16 @@ class EmbeddedEngine(Engine):
     ) -> Writer:
         from py_chronolog_client.store.appender import Appender
 
-        while True:
+        for _ in range(_TRIES):
             directory = self._catalog.ensure_story(chronicle, story, attributes)
             try:
                 return Appender(self._catalog, directory, options, tail_directory())
-            except (NotFoundError, FileNotFoundError):  # somebody has destroyed the story meanwhile: make it again, if the chronicle is there
+            except (
+                NotFoundError,
+                FileNotFoundError,
+            ):  # somebody has destroyed the story meanwhile: make it again, if the chronicle is there
                 continue
+        raise NotFoundError(f"story {story!r} of {chronicle!r} is destroyed as often as it is made: give up")
 
     def clients(self, chronicle: str, story: str) -> dict[int, dict[str, Any]]:
         directory = self._catalog.story_directory(chronicle, story)
@@ -179,5 +184,7 @@ def tail_directory() -> Path | None:
     if not value:
         return None
     if not os.path.isdir(value):
-        raise InvalidArgumentError(f"{TAIL_DIRECTORY_VARIABLE}={value}: no such directory, make it or unset the variable")
+        raise InvalidArgumentError(
+            f"{TAIL_DIRECTORY_VARIABLE}={value}: no such directory, make it or unset the variable"
+        )
     return Path(value).resolve()

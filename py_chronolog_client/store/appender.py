@@ -1,8 +1,9 @@
 """The appender: one client's writer to one story.
 
-The fast path is `appends` in tail.py (read its essay first). This module is what happens around it: every call that the fast path
-cannot serve claims the tail, does its work alone, and publishes a new fast path. The work may be undone at any moment by somebody who
-needs the tail more urgently (a signal handler, say); then it has not happened, and is done again.
+The fast path is `appends` in tail.py (read its essay first). This module is what happens around it: every
+call that the fast path cannot serve claims the tail, does its work alone, and publishes a new fast path. The
+work may be undone at any moment by somebody who needs the tail more urgently (a signal handler, say); then it
+has not happened, and is done again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 from py_chronolog_client.clock import Clock
@@ -69,10 +71,11 @@ _BLOCK_EVENTS = 2**17
 class Appender(Writer):
     """Writes the events of one client. See `Writer` for the contract.
 
-    Thread safety: everything, from any thread, signal handler or forked child. In a child the events go to a client of its own.
+    Thread safety: everything, from any thread, signal handler or forked child. In a child the events go to a
+    client of its own.
 
-    Durability: an event whose `log_event` returned survives the death of its process. With durability "node" the events below
-    the number that `flush` returned survive a power cut too.
+    Durability: an event whose `log_event` returned survives the death of its process. With durability "node"
+    the events below the number that `flush` returned survive a power cut too.
     """
 
     def __init__(
@@ -91,10 +94,12 @@ class Appender(Writer):
         self._retry_at_ns = 0
         self._refused_errno = 0
         self.log_event, self._publish = _fast_path(self._resume)  # type: ignore[method-assign]
-        self._open(options.client_id, options.description)
+        self._forked: bool = False
+        self._released: bool = False
+        self._open(options.client_id, options.description, options.first_sequence)
         _writers.add(self)
 
-    # -- the contract --------------------------------------------------------------------------------------------------
+    # -- the contract --
 
     @property
     def client_id(self) -> int:
@@ -145,14 +150,14 @@ class Appender(Writer):
             self._let_go()
         self._closed = self._released = True
 
-    # -- opening and closing -------------------------------------------------------------------------------------------
+    # -- opening and closing --
 
-    def _open(self, client_id: int, description: Mapping[str, Any]) -> None:
-        root, first = self._catalog.root, self._options.first_sequence
+    def _open(self, client_id: int, description: Mapping[str, Any], first: int = 0) -> None:
+        root = self._catalog.root
         path = self._directory / f"{client_id:016x}.log"
         fields = {**description, **owner.describe_process(), "type": "client", "client_id": client_id}
         fields |= {"first_sequence": first, "opened_ns": self._now()}
-        segment = Segment(root, path, encode_record(client_id, first, fields))
+        segment = Segment(root, path, encode_record(client_id, first, fields), returning=first > 0)
         try:
             layout = TailHeader.layout(client_id, TAIL_BYTES, TAIL_CAPACITY, owner.boot_id())
             state = TailState(first, TAIL_OPEN, self._reading.model)
@@ -165,7 +170,7 @@ class Appender(Writer):
         except BaseException:
             segment.discard()
             raise
-        owner.heartbeat.watch(path)
+        owner.heartbeat.watch(segment.path)
         self._tail = tail
         self._client_id = client_id
         self._first_sequence = self._next_sequence = self._acknowledged = first
@@ -179,8 +184,8 @@ class Appender(Writer):
     def _say_goodbye(self, claim: Claim, reason: str) -> int:
         """Move everything to blocks, note the reason, and remove the tail; keep it where the file system refuses.
 
-        Closing comes first: who claims the tail from now on appends nothing, and who did so just before has revoked this claim, so
-        that the next step fails and everything is done again, with his events.
+        Closing comes first: who claims the tail from now on appends nothing, and who did so just before has
+        revoked this claim, so that the next step fails and everything is done again, with his events.
         """
         self._closed = True
         try:
@@ -204,7 +209,8 @@ class Appender(Writer):
     def _let_go(self) -> None:
         """Give up the mapping and the files, not the events."""
         owner.heartbeat.unwatch(self._segments[0].path)
-        for right in [*self._pens, *self._epochs]:
+        rights: list[Pen | Epoch] = [*self._pens, *self._epochs]
+        for right in rights:
             # One view may be in use by a thread that was not inherited, or by one that is about to find out.
             with suppress(BufferError):
                 right.revoke()
@@ -221,7 +227,7 @@ class Appender(Writer):
             self._forked = True
             self._let_go()
 
-    # -- the way of a call that the fast path cannot serve -------------------------------------------------------------
+    # -- the way of a call that the fast path cannot serve --
 
     def _resume(self, event_string: Record, log_string: Record | None, trouble: Exception) -> int:
         """Do a `log_event` whose fast path raised `trouble`."""
@@ -234,7 +240,9 @@ class Appender(Writer):
             if claim is not None:
                 self._free(claim)
             raise
-        if isinstance(trouble, AttributeError):  # no text in the first parameter, so the fast path has not seen it
+        if isinstance(
+            trouble, AttributeError
+        ):  # no text in the first parameter, so the fast path has not seen it
             try:
                 return self._send(record)
             except (StopIteration, ValueError) as again:
@@ -271,7 +279,8 @@ class Appender(Writer):
     def _transact(self, operation: Callable[[Claim], int], claim: Claim | None = None) -> int:
         """Run `operation` with the tail to itself, again whenever it was revoked before it was done.
 
-        Threads queue up for that, but only out of politeness: who interrupted his own thread in here must not wait at all.
+        Threads queue up for that, but only out of politeness: who interrupted his own thread in here must not
+        wait at all.
         """
         me = threading.get_ident()
         interrupting = me in self._inside
@@ -284,13 +293,15 @@ class Appender(Writer):
                 if self._released:
                     raise ClosedError(f"{self._segments[0].path}: this handle was released")
                 if self._forked:
-                    self._open(new_client_id(), {**self._options.description, "parent_client_id": self._client_id})
+                    self._open(
+                        new_client_id(), {**self._options.description, "parent_client_id": self._client_id}
+                    )
                     claim = None
                 try:
                     claim = self._claim(claim, 0.0 if interrupting else _HANDOVER_S)
                     result = operation(claim)
                 except BaseException as error:
-                    if is_revocation(error) or (self._released and isinstance(error, ValueError) and is_own(error)):
+                    if is_revocation(error):
                         continue
                     if claim is not None:
                         self._free(claim)
@@ -370,7 +381,7 @@ class Appender(Writer):
     def _look(self, pen: Pen) -> None:
         pen.look(self._progress(), self._client_id)
 
-    # -- what is done with a claim -------------------------------------------------------------------------------------
+    # -- what is done with a claim --
 
     def _now(self) -> int:
         return self._reading.tick() + self._reading.offset_ns
@@ -453,7 +464,9 @@ class Appender(Writer):
             done = pen.stored.sequence - base
             if done < slot:
                 start, stop = tail.end(epoch, done), tail.end(epoch, slot)
-                self._write(pen, epoch.times[done:slot], epoch.ends[done:slot], epoch.memory[start:stop], start)
+                self._write(
+                    pen, epoch.times[done:slot], epoch.ends[done:slot], epoch.memory[start:stop], start
+                )
         claim.slot = 0
         tail.recycle(epoch, base + slot, self._reading.model)
 
@@ -526,12 +539,10 @@ def _ask(epoch: Epoch, patience_s: float) -> Claim | None:
 
 def _is_below(frame: object) -> bool:
     """Tell whether `frame` is on this thread's stack."""
-    here = sys._getframe()
-    while here is not None:
-        if here is frame:
-            return True
-        here = here.f_back  # type: ignore[assignment]
-    return False
+    here: FrameType | None = sys._getframe()
+    while here is not None and here is not frame:
+        here = here.f_back
+    return here is not None
 
 
 Right = TypeVar("Right", Epoch, Pen)

@@ -1,7 +1,7 @@
 """Reading blocks from a descriptor, believing nothing that a checksum does not confirm.
 
-Everything is read with pread: a file that is cut short or sits on a failing disk is then an error that can be reported,
-where a mapping would be a SIGBUS.
+Everything is read with pread: a file that is cut short or sits on a failing disk is then an error that can be
+reported, where a mapping would be a SIGBUS.
 """
 
 from __future__ import annotations

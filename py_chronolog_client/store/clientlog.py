@@ -1,14 +1,14 @@
 """One client's events in a story: which stretches there are, and where each sequence number is.
 
-A log is built by hopping from block header to block header, so its cost is the number of blocks, not of bytes. `refresh` continues
-where it stopped. The tail is always read *before* the blocks: an event that leaves the tail in between is then found in a block.
+A log is built by hopping from block header to block header, so its cost is the number of blocks, not of
+bytes. `refresh` continues where it stopped. The tail is always read *before* the blocks: an event that leaves
+the tail in between is then found in a block.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import resource
+import time
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +17,19 @@ from typing import Any
 import numpy as np
 
 from py_chronolog_client.engine.base import ScanReport
-from py_chronolog_client.errors import DamageError, StoreError
+from py_chronolog_client.errors import DamageError
 from py_chronolog_client.page import U64
+from py_chronolog_client.store import owner
 from py_chronolog_client.store.blocks import complete_block, read_exactly, read_header
-from py_chronolog_client.store.format import ALIGNMENT, HEADER_BYTES, KIND_EVENTS, KIND_RECORD, BlockHeader, decode_map
+from py_chronolog_client.store.format import (
+    ALIGNMENT,
+    BLOCK_MAGIC,
+    HEADER_BYTES,
+    KIND_EVENTS,
+    KIND_RECORD,
+    BlockHeader,
+    decode_map,
+)
 from py_chronolog_client.store.stretch import BlockStretch, Descriptor, Stretch, TailStretch
 from py_chronolog_client.store.tailcopy import copy_tail
 
@@ -35,6 +44,8 @@ class _File:
     offset: int = 0
     blocks: dict[int, tuple[int, BlockHeader]] = field(default_factory=dict)
     """first sequence -> (offset, header)"""
+    ended: bool = True
+    """Whether no events are behind the last client or close record, so that nothing need follow."""
 
 
 class ClientLog:
@@ -53,18 +64,20 @@ class ClientLog:
         self.closing: dict[str, Any] | None = None
         self.end_sequence = 0
         self._base_path = str(directory / f"{client_id:016x}")
+        self._tail_path = f"{self._base_path}.tail"
+        self._first_sequence = self._announced = 0
         self._files: list[_File] = []
         self._stretches: list[Stretch] = []
         self._starts: list[int] = []
 
     def refresh(self, report: ScanReport) -> None:
         """Learn what the client has written since the last time."""
-        if self.closing is not None:
+        if self.closing is not None and not os.path.exists(self._path(len(self._files))):
             return
         tail: TailStretch | None = None
         tail_end, disbelieved = -1, False
         try:
-            copy = copy_tail(f"{self._base_path}.tail", self.end_sequence if self._stretches else -1)
+            copy = copy_tail(self._tail_path, self.client_id, self.end_sequence if self._stretches else -1)
         except DamageError as error:
             report.damages.append(error)
             copy = None
@@ -72,11 +85,15 @@ class ClientLog:
             tail, tail_end, disbelieved = copy.events, copy.end_sequence, copy.disbelieved
             if tail is None and tail_end == self.end_sequence and self._stretches and not disbelieved:
                 return
-        grown = self._open_files()
+        grown = self._open_files(report)
         for file in self._files:
             grown = self._read_headers(file, report) or grown
+        if copy is None:
+            grown = self._look_for_an_end(report) or grown
         if disbelieved:
-            blocks_end = max((header.end_sequence for file in self._files for _, header in file.blocks.values()), default=0)
+            blocks_end = max(
+                (header.end_sequence for file in self._files for _, header in file.blocks.values()), default=0
+            )
             report.disbelieved += max(0, tail_end - blocks_end)
             tail, tail_end = None, -1
         if grown or tail is not None:
@@ -126,25 +143,41 @@ class ClientLog:
             place = stop
         return np.concatenate(windows)
 
-    def _open_files(self) -> bool:
+    def _path(self, number: int) -> str:
+        return f"{self._base_path}.{number}.log" if number else f"{self._base_path}.log"
+
+    def _open_files(self, report: ScanReport) -> bool:
         """Open the segments that are new; say whether there are any."""
         before = len(self._files)
         while True:
-            number = len(self._files)
-            path = f"{self._base_path}.{number}.log" if number else f"{self._base_path}.log"
             try:
-                self._files.append(_File(_open(path)))
+                self._files.append(_File(Descriptor(self._path(len(self._files)))))
             except FileNotFoundError:
-                return number > before
+                return len(self._files) > before
+            except DamageError as error:
+                report.damages.append(error)
+                return len(self._files) > before
 
     def _read_headers(self, file: _File, report: ScanReport) -> bool:
         """Read the headers behind those already read; say whether there are new blocks."""
+        try:
+            return self._read_on(file, report)
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror}"
+            report.damages.append(DamageError(file.descriptor.path, file.offset, reason))
+            return True
+
+    def _read_on(self, file: _File, report: ScanReport) -> bool:
         descriptor = file.descriptor
         size_bytes = os.fstat(descriptor.number).st_size
         grown = False
         while file.offset + HEADER_BYTES <= size_bytes:
             header = read_header(descriptor.number, file.offset)
-            if header is None or header.client_id != self.client_id or file.offset + header.block_bytes > size_bytes:
+            if (
+                header is None
+                or header.client_id != self.client_id
+                or file.offset + header.block_bytes > size_bytes
+            ):
                 found = self._search(file, size_bytes)
                 if found is None:
                     break
@@ -153,6 +186,7 @@ class ClientLog:
                 continue
             if header.kind == KIND_EVENTS and header.count:
                 file.blocks[header.first_sequence] = (file.offset, header)
+                file.ended = False
                 grown = True
             elif header.kind == KIND_RECORD:
                 self._read_record(file, header, report)
@@ -165,13 +199,18 @@ class ClientLog:
         try:
             if complete_block(descriptor.number, offset, self.client_id) is None:
                 raise ValueError("a checksum does not hold")
-            data = read_exactly(descriptor.number, header.payload_bytes, offset + HEADER_BYTES)
-            fields = decode_map(data or b"")
+            payload_at = offset + HEADER_BYTES + header.columns_bytes
+            fields = decode_map(read_exactly(descriptor.number, header.payload_bytes, payload_at) or b"")
         except ValueError as error:
             report.damages.append(DamageError(descriptor.path, offset, f"damaged record block: {error}"))
             return
+        self._announced = max(self._announced, header.first_sequence)
+        file.ended = file.ended or fields.get("type") == "close"
         if fields.get("type") == "client":
-            self.description = fields
+            if file is self._files[0]:
+                self._first_sequence = header.first_sequence
+            self.description = self.description or fields
+            self.closing = None  # the client came back
         elif fields.get("type") == "close":
             self.closing = fields
 
@@ -180,11 +219,35 @@ class ClientLog:
         descriptor, start = file.descriptor.number, file.offset + ALIGNMENT
         for at in range(start, size_bytes, _SEARCH_BYTES):
             piece = os.pread(descriptor, _SEARCH_BYTES + HEADER_BYTES, at)
-            for place in range(0, min(len(piece), _SEARCH_BYTES), ALIGNMENT):
-                header = BlockHeader.unpack(piece[place : place + HEADER_BYTES])
-                if header is not None and header.client_id == self.client_id:
-                    return at + place
+            place = piece.find(BLOCK_MAGIC)
+            while 0 <= place < _SEARCH_BYTES:
+                if (at + place) % ALIGNMENT == 0:
+                    header = BlockHeader.unpack(piece[place : place + HEADER_BYTES])
+                    if header is not None and header.client_id == self.client_id:
+                        return at + place
+                place = piece.find(BLOCK_MAGIC, place + 1)
         return None
+
+    def _look_for_an_end(self, report: ScanReport) -> bool:
+        """Report a segment that says less than its client left: without a tail it ends with a close record.
+
+        Returns:
+            Whether there are new blocks after all.
+        """
+        if not self._files or os.path.lexists(self._tail_path):
+            return False
+        file = self._files[-1]
+        grown = self._read_headers(file, report)  # it may have been closed a moment ago
+        status = os.fstat(file.descriptor.number)
+        if not file.ended:
+            reason = "the end is missing: there is neither a close record nor a tail"
+            report.damages.append(DamageError(file.descriptor.path, status.st_size, reason))
+        elif not file.offset:
+            begun = read_header(file.descriptor.number, 0) is not None or not status.st_size
+            if not begun or time.time() - status.st_mtime > owner.LEASE_S:
+                reason = "this is no segment, or it was cut short"
+                report.damages.append(DamageError(file.descriptor.path, 0, reason))
+        return grown
 
     def _arrange(self, tail: TailStretch | None, tail_end: int, report: ScanReport) -> None:
         """Put blocks and tail in the order of their sequence numbers, each number once, and look for gaps."""
@@ -192,14 +255,15 @@ class ClientLog:
         for file in self._files:  # a later segment repeats what an earlier one may have lost
             chosen |= {first: (file, offset, header) for first, (offset, header) in file.blocks.items()}
         stretches: list[Stretch] = []
-        expected = int(self.description.get("first_sequence", 0))
+        expected = min(self._first_sequence, *chosen, self._announced)
         for first in sorted(chosen):
             file, offset, header = chosen[first]
             if tail is not None and tail.first_sequence <= first and header.end_sequence <= tail.end_sequence:
                 continue
             if first < expected:
                 continue
-            last = self.closing is None and header.end_sequence > tail_end and first == max(chosen)
+            last = self.closing is None and header.end_sequence > tail_end
+            last = last and file.offset == offset + header.block_bytes
             if last and complete_block(file.descriptor.number, offset, self.client_id) is None:
                 del file.blocks[first]
                 file.offset = offset  # an append that has not finished: look again next time
@@ -211,7 +275,7 @@ class ClientLog:
             self._note_gap(expected, tail.first_sequence, report)
             stretches.append(tail.behind(expected))
             expected = tail.end_sequence
-        self.end_sequence = max(expected, tail_end)
+        self.end_sequence = max(expected, tail_end, self._announced)
         self._note_gap(expected, self.end_sequence, report)
         self._stretches, self._starts = stretches, [stretch.first_sequence for stretch in stretches]
 
@@ -220,16 +284,3 @@ class ClientLog:
             report.missing += found - expected
             reason = f"the events {expected} to {found - 1} are missing"
             report.damages.append(DamageError(f"{self._base_path}.log", 0, reason))
-
-
-def _open(path: str) -> Descriptor:
-    try:
-        return Descriptor(path)
-    except OSError as error:
-        if error.errno != errno.EMFILE:
-            raise
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == hard:
-        raise StoreError(path, f"too many open files: a story needs one for each client, the limit is {hard} (ulimit -n)")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return Descriptor(path)

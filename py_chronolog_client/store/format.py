@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 import sys
 import zlib
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgpack
@@ -19,7 +18,12 @@ MAX_RECORD_BYTES = 64 * 2**20
 """Largest record of one event."""
 MAX_PAYLOAD_BYTES = 128 * 2**20
 """Largest payload of one block."""
+MAX_BLOCK_EVENTS = 2**20
+"""Largest number of events in one block."""
+MAX_SEQUENCE = 2**64 - 1
+"""No event has a number above this; the number behind the last one fits 64 bits too."""
 
+BLOCK_MAGIC = b"CLOGBLK1"
 KIND_EVENTS = 1
 KIND_RECORD = 2
 
@@ -33,7 +37,7 @@ class BlockHeader(NamedTuple):
     kind: int
     client_id: int
     first_sequence: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody wants of a header
     columns_crc: int
     payload_crc: int
     payload_bytes: int
@@ -60,22 +64,31 @@ class BlockHeader(NamedTuple):
     def pack(self) -> bytes:
         """Return the 128 bytes of the header."""
         body = _HEADER.pack(*self[:6], 0, *self[6:10]) + self.clock.pack()
-        return _BLOCK_MAGIC + _CRC.pack(zlib.crc32(body)) + body
+        return BLOCK_MAGIC + _CRC.pack(zlib.crc32(body)) + body
 
     @classmethod
     def unpack(cls, data: bytes | memoryview) -> BlockHeader | None:
         """Read a header, or return None where the bytes are not a valid one."""
-        if len(data) < HEADER_BYTES or bytes(data[:8]) != _BLOCK_MAGIC:
+        if len(data) < HEADER_BYTES or bytes(data[:8]) != BLOCK_MAGIC:
             return None
         (crc,) = _CRC.unpack_from(data, 8)
-        *head, _, payload_bytes, origin, first_time, last_time = _HEADER.unpack_from(data, 12)
-        if crc != zlib.crc32(data[12:HEADER_BYTES]) or payload_bytes > MAX_PAYLOAD_BYTES:
+        head = _HEADER.unpack_from(data, 12)
+        if crc != zlib.crc32(data[12:HEADER_BYTES]):
             return None
         clock = ClockModel.unpack(data[12 + _HEADER.size : HEADER_BYTES])
-        return cls(*head, payload_bytes, origin, first_time, last_time, clock)
+        return cls._make((*head[:6], *head[7:], clock)).checked()
+
+    def checked(self) -> BlockHeader | None:
+        """Return the header if it keeps the limits of the format, else None."""
+        sound = (
+            self.count <= MAX_BLOCK_EVENTS
+            and self.payload_bytes <= MAX_PAYLOAD_BYTES
+            and self.end_sequence <= MAX_SEQUENCE
+            and self.origin + self.payload_bytes < 2**64
+        )
+        return self if sound else None
 
 
-_BLOCK_MAGIC = b"CLOGBLK1"
 _HEADER = struct.Struct("<IQQIIIIQQQQ")
 _CRC = struct.Struct("<I")
 HEADER_BYTES = 12 + _HEADER.size + MODEL_BYTES
@@ -93,7 +106,7 @@ def padding(size_bytes: int) -> bytes:
 
 def encode_record(client_id: int, next_sequence: int, fields: dict[str, Any]) -> bytes:
     """Return a whole record block: `fields` with the key "type" as one msgpack map."""
-    payload = msgpack.packb(fields)
+    payload: bytes = msgpack.packb(fields)
     header = BlockHeader(
         kind=KIND_RECORD,
         client_id=client_id,
@@ -152,7 +165,7 @@ class TailHeader(NamedTuple):
         column_bytes = 8 * self.capacity
         sound = (
             0 < self.capacity <= MAX_TAIL_BYTES // 16
-            and TAIL_HEADER_BYTES <= self.times_offset
+            and self.times_offset >= TAIL_HEADER_BYTES
             and self.times_offset + column_bytes <= self.ends_offset
             and self.ends_offset + column_bytes <= self.payload_offset < self.tail_bytes <= MAX_TAIL_BYTES
             and self.times_offset % 8 == self.ends_offset % 8 == 0

@@ -14,8 +14,8 @@ _FOLD_AT = 1024
 class Losses:
     """Numbers of refused events by reason.
 
-    Thread safety: everything. Adding is one append to a deque, which nothing can interrupt half-way; who can take the lock without
-    waiting folds the deque into totals.
+    Thread safety: everything. Adding is one append to a deque, which nothing can interrupt half-way; who can
+    take the lock without waiting folds the deque into totals.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,8 @@ class Losses:
         if not self._warned:
             self._warned = True
             logger.warning(
-                "events are being refused (%s): log_event returns 0, statistics() counts them, this is said once", reason
+                "events are being refused (%s): log_event returns 0, statistics() counts them, this is said once",
+                reason,
             )
 
     def by_reason(self) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """The pen: the right to append blocks to a client's segments.
 
-Like an epoch (tail.py) it can be revoked: every write carries the pen's own header buffer as an unsliced view, so a pen whose view has been
-released cannot write, inside the one system call that would do it. A pen that is in somebody's hands is never shared: who
-needs one meanwhile makes a new one, which first looks what the old one has managed to write.
+Like an epoch (tail.py) it can be revoked: every write carries the pen's own header buffer as an unsliced
+view, so a pen whose view has been released cannot write, inside the one system call that would do it. A pen
+that is in somebody's hands is never shared: who needs one meanwhile makes a new one, which first looks what
+the old one has managed to write.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Pen:
         )
         self._header[:] = header.pack()
         zeros = padding(HEADER_BYTES + header.columns_bytes + header.payload_bytes)
-        pieces = [self._header, times, ends, payload, zeros, *tokens]
+        pieces: list[bytes | memoryview] = [self._header, times, ends, payload, zeros, *tokens]
         self.stored = Stored(
             header.end_sequence, segment, offset + write_whole(segment.descriptor, pieces, offset)
         )

@@ -1,10 +1,11 @@
 """A segment: a file of one client to which blocks are appended, and what a failed sync does to it.
 
-Every write goes to an offset that the caller knows, never to the file's own position: writing the same block to the same
-place again is harmless, and a block that came out short is written over by the next attempt.
+Every write goes to an offset that the caller knows, never to the file's own position: writing the same block
+to the same place again is harmless, and a block that came out short is written over by the next attempt.
 
-A failed fdatasync is final: the kernel may have dropped the pages and will report success from then on. So a segment that failed
-once is never trusted again: its blocks since the last good sync are copied to a successor, which is synced instead.
+A failed fdatasync is final: the kernel may have dropped the pages and will report success from then on. So a
+segment that failed once is never trusted again: its blocks since the last good sync are copied to a
+successor, which is synced instead.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from py_chronolog_client.errors import InvalidArgumentError
 from py_chronolog_client.store.files import sync_directory
 from py_chronolog_client.store.root import StoreRoot
 
@@ -30,16 +32,38 @@ class Segment:
         number: 0 for `<client>.log`, then 1, 2, ...
     """
 
-    def __init__(self, root: StoreRoot, path: Path, first_block: bytes, number: int = 0) -> None:
-        """Create the file."""
+    def __init__(
+        self, root: StoreRoot, path: Path, first_block: bytes, number: int = 0, *, returning: bool = False
+    ) -> None:
+        """Create a segment.
+
+        Args:
+            root: the store.
+            path: name of the client's first segment, `<client>.log`.
+            first_block: the client record.
+            number: 0 for `path` itself.
+            returning: the client may have segments already; take the first number from `number` on that is free.
+
+        Raises:
+            InvalidArgumentError: there is such a segment, and the client is not `returning`.
+        """
         self._root = root
         self._first_block = first_block
         self._first_path = path
-        self.number = number
         self._synced = 0
         self.start = len(first_block)
-        self.path = path.with_suffix(f".{number}.log") if number else path
-        self.descriptor = root.create_file(self.path, os.O_RDWR)
+        while True:
+            self.number = number
+            self.path = path.with_suffix(f".{number}.log") if number else path
+            try:
+                self.descriptor = root.create_file(self.path, os.O_RDWR)
+                break
+            except FileExistsError:
+                if not returning:
+                    raise InvalidArgumentError(
+                        f"{path}: this client id is taken, every client has its own"
+                    ) from None
+                number += 1
         try:
             write_whole(self.descriptor, [first_block], 0)
         except BaseException:
@@ -69,7 +93,8 @@ class Segment:
         Raises:
             OSError: it failed as well.
         """
-        successor = Segment(self._root, self._first_path, self._first_block, self.number + 1)
+        number = self.number + 1
+        successor = Segment(self._root, self._first_path, self._first_block, number, returning=True)
         try:
             source, target = max(self._synced, self.start), successor.start
             while source < end:

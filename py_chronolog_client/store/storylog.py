@@ -1,8 +1,9 @@
 """A story: the logs of all its clients, merged into pages in the order (time, client id, sequence).
 
-The merge goes through the story in windows of time. The windows are cut where blocks end, which the headers tell, so that each holds
-about a page of events; within a window every client's events are one slice of its sorted times, and one stable sort of
-the slices, laid side by side in the order of client ids, gives the order of the story. Blocks are read and checked ahead by a few
+The merge goes through the story in windows of time. The windows are cut where blocks end, which the headers
+tell, so that each holds about a page of events; within a window every client's events are one slice of its
+sorted times, and one stable sort of the slices, laid side by side in the order of client ids, gives the order
+of the story. Blocks are read and checked ahead by a few
 threads: the checksums and the reads release the GIL.
 """
 
@@ -21,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport, Snapshot
-from py_chronolog_client.errors import DamageError, ReplayTimeoutError
+from py_chronolog_client.errors import DamageError, NotFoundError, ReplayTimeoutError
 from py_chronolog_client.page import U64, Page
-from py_chronolog_client.store.clientlog import ClientLog
 from py_chronolog_client.store import acquisition
+from py_chronolog_client.store.clientlog import ClientLog
 from py_chronolog_client.store.stretch import Stretch
 
 PAGE_EVENTS = 2**18
@@ -42,8 +43,16 @@ class StoryLog:
         self.clients: dict[int, ClientLog] = {}
 
     def refresh(self, report: ScanReport, clients: Sequence[int] | None = None) -> None:
-        """Learn what was written since the last time; only by `clients`, if they are given."""
-        wanted = acquisition.clients(self._directory) if clients is None else clients
+        """Learn what was written since the last time; only by `clients`, if they are given.
+
+        Raises:
+            NotFoundError: the story is gone.
+            StoreError: this process may not open as many files as there are clients.
+        """
+        try:
+            wanted = acquisition.clients(self._directory) if clients is None else clients
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{self._directory}: the story has just been destroyed") from error
         for client_id in wanted:
             if client_id not in self.clients:
                 self.clients[client_id] = ClientLog(self._directory, client_id)
@@ -74,7 +83,9 @@ class StoryLog:
             ]
             if stretches:
                 cursors.append(_Cursor(client_id, stretches, (start_ns, end_ns), marks))
-        with _Loader([stretch for cursor in cursors for stretch in cursor.stretches], report, verify) as loader:
+        with _Loader(
+            [stretch for cursor in cursors for stretch in cursor.stretches], report, verify
+        ) as loader:
             for parts in _windows(cursors, loader):
                 if deadline is not None and time.monotonic() > deadline:
                     raise ReplayTimeoutError("the replay did not finish before its deadline")
@@ -244,7 +255,9 @@ def _pages(parts: list[_Part], clients: Mapping[int, ClientLog]) -> Iterator[Pag
         stop = start + len(part.times)
         times[start:stop] = part.times
         client_ids[start:stop] = part.client_id
-        sequences[start:stop] = np.arange(part.first_sequence, part.first_sequence + stop - start, dtype=np.uint64)
+        sequences[start:stop] = np.arange(
+            part.first_sequence, part.first_sequence + stop - start, dtype=np.uint64
+        )
         start = stop
     if parts and parts[0].client_id != parts[-1].client_id:
         order = np.argsort(times, kind="stable")

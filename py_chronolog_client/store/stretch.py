@@ -1,12 +1,15 @@
 """A stretch: consecutive events of one client, in a block or copied from a tail.
 
-The unit that readers work with. Its times are loaded to merge it with other clients; its records are fetched only for the events that
-somebody looks at, and only their bytes are read.
+The unit that readers work with. Its times are loaded to merge it with other clients; its records are fetched
+only for the events that somebody looks at, and only their bytes are read.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
+import stat
 import threading
 import zlib
 from abc import ABC, abstractmethod
@@ -14,7 +17,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from py_chronolog_client.clock import UNKNOWN_WINDOW_NS, ClockModel
-from py_chronolog_client.errors import DamageError
+from py_chronolog_client.errors import DamageError, StoreError
 from py_chronolog_client.page import U64, split_records
 from py_chronolog_client.store.blocks import read_exactly
 from py_chronolog_client.store.format import HEADER_BYTES, BlockHeader
@@ -29,13 +32,45 @@ class Descriptor:
     __slots__ = ("number", "path")
 
     def __init__(self, path: str) -> None:
+        """Open a file for reading.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            DamageError: it is no regular file, or cannot be read.
+            StoreError: this process may not open any more files.
+        """
         self.number = -1
         self.path = path
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.number = _open(path)
+            regular = stat.S_ISREG(os.fstat(self.number).st_mode)
+        except (FileNotFoundError, StoreError):
+            raise
+        except OSError as error:
+            raise DamageError(path, 0, f"cannot be read: {error.strerror}") from error
+        if not regular:
+            raise DamageError(path, 0, "this is no regular file")
 
     def __del__(self) -> None:
         if self.number >= 0:
             os.close(self.number)
+
+
+def _open(path: str) -> int:
+    """Open a file, if need be after raising the number of files that this process may have open."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return os.open(path, flags)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        raise StoreError(
+            path, f"too many open files: a story needs one for each client, the limit is {hard} (ulimit -n)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return os.open(path, flags)
 
 
 class Stretch(ABC):
@@ -84,21 +119,27 @@ class Stretch(ABC):
         model = self.clock
         if model.window_ns == UNKNOWN_WINDOW_NS:
             return np.full(len(times), UNKNOWN_WINDOW_NS, np.uint64)
-        age_ns = times.astype(np.int64) - (model.base_ns + model.offset_ns)
-        grown_ns = np.ceil(np.abs(age_ns) * model.window_rate).astype(np.uint64)
-        return grown_ns + np.uint64(model.window_ns)
+        made_ns = np.uint64((model.base_ns + model.offset_ns) % 2**64)
+        age_ns = np.where(times >= made_ns, times - made_ns, made_ns - times)
+        with np.errstate(invalid="ignore"):
+            grown_ns = np.ceil(age_ns * max(0.0, model.window_rate))
+        windows = np.full(len(times), UNKNOWN_WINDOW_NS, np.uint64)
+        known = grown_ns < UNKNOWN_WINDOW_NS - model.window_ns
+        windows[known] = grown_ns[known].astype(np.uint64) + np.uint64(model.window_ns)
+        return windows
 
 
 class BlockStretch(Stretch):
     """The events of a block in a segment."""
 
-    __slots__ = ("_checked", "_file", "_header", "_offset")
+    __slots__ = ("_checked", "_file", "_header", "_indexed", "_offset")
 
     def __init__(self, file: Descriptor, offset: int, header: BlockHeader) -> None:
         self._file = file
         self._offset = offset
         self._header = header
         self._checked = False
+        self._indexed = False
         self.first_sequence = header.first_sequence
         self.end_sequence = header.end_sequence
         self.first_time = header.first_time
@@ -113,6 +154,7 @@ class BlockStretch(Stretch):
         words: U64 = np.frombuffer(columns, np.uint64)
         times, ends = words[: header.count], words[header.count :]
         self._check_columns(times, ends)
+        self._indexed = True
         return times.copy()
 
     def check(self) -> None:
@@ -124,6 +166,8 @@ class BlockStretch(Stretch):
 
     def records(self, start: int, stop: int) -> list[bytes]:
         self.check()
+        if not self._indexed:
+            self.times()
         header = self._header
         ends_at = self._offset + HEADER_BYTES + 8 * header.count
         first = start - header.first_sequence
@@ -132,6 +176,8 @@ class BlockStretch(Stretch):
             self._read(8 * (stop - start + before), ends_at + 8 * (first - before)), np.uint64
         ).tolist()
         origin = words.pop(0) if before else header.origin
+        if not header.origin <= origin <= words[-1] <= header.origin + header.payload_bytes:
+            raise self._damage("ends have changed since they were checked")
         payload_at = ends_at + 8 * header.count + origin - header.origin
         return split_records(self._read(words[-1] - origin, payload_at), words, origin)
 
@@ -179,7 +225,9 @@ class TailStretch(Stretch):
 
     __slots__ = ("_ends", "_origin", "_payload", "_times")
 
-    def __init__(self, base: int, clock: ClockModel, times: U64, ends: U64, payload: bytes, origin: int) -> None:
+    def __init__(
+        self, base: int, clock: ClockModel, times: U64, ends: U64, payload: bytes, origin: int
+    ) -> None:
         self.first_sequence = base
         self.end_sequence = base + len(times)
         self.first_time = int(times[0])

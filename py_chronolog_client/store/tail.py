@@ -1,24 +1,28 @@
 """The tail: a small shared mapping that holds a client's newest events, and the right to write to it.
 
-How it works
-------------
-Appending must survive a SIGKILL at any instruction, cost no system call, and stay right when it is interrupted: by another thread, by
-a signal handler that logs, by an exception that a handler throws between any two bytecodes, by a fork. There is no lock that could be
+How it works ------------ Appending must survive a SIGKILL at any instruction, cost no system call, and stay
+right when it is interrupted: by another thread, by a signal handler that logs, by an exception that a handler
+throws between any two bytecodes, by a fork. There is no lock that could be
 waited for in a signal handler, so interruption is made harmless instead of impossible:
 
-* All memory that an append touches is reached through the `memoryview`s of an **epoch**. A view can be *released*, and from then on
-  every use of it raises ValueError, inside one C call, before a byte moves. Releasing the views of an epoch therefore
-  **revokes** it: whatever code still holds it, at whatever bytecode it was stopped, can write nothing more.
-* At most one epoch may write. Whoever needs the tail and cannot have the present epoch makes a new one: it registers its own, then
-  revokes all others, and only then looks at the mapping to learn where the events end. The mapping is the truth; positions in
-  local variables are hints. Whoever was interrupted meets a released view, and tries again in the new epoch.
-* An event exists from the store of its end offset, one aligned 8-byte store through a view cast to "Q" and the last thing that an
-  append does with its epoch. So an append that fails has not happened, and trying again cannot double it.
-* The fast path is a generator, `appends`: CPython refuses to enter a running generator, so two appends never run in one epoch at a time,
-  and finding that out costs nothing. *Ending* the generator is the claim to its epoch: only one caller can do it.
+* All memory that an append touches is reached through the `memoryview`s of an **epoch**. A view can be
+  *released*, and from then on every use of it raises ValueError, inside one C call, before a byte moves.
+  Releasing the views of an epoch therefore **revokes** it: whatever code still holds it, at whatever bytecode
+  it was stopped, can write nothing more.
+* At most one epoch may write. Whoever needs the tail and cannot have the present epoch makes a new one: it
+  registers its own, then revokes all others, and only then looks at the mapping to learn where the events
+  end. The mapping is the truth; positions in local variables are hints. Whoever was interrupted meets a
+  released view, and tries again in the new epoch.
+* An event exists from the store of its end offset, one aligned 8-byte store through a view cast to "Q" and
+  the last thing that an append does with its epoch. So an append that fails has not happened, and trying
+  again cannot double it.
+* The fast path is a generator, `appends`: CPython refuses to enter a running generator, so two appends never
+  run in one epoch at a time, and finding that out costs nothing. *Ending* the generator is the claim to its
+  epoch: only one caller can do it.
 
-The same mechanism serves a full tail (the generator ends), a flush, a batch, a fork (the child revokes what it inherited) and the
-close. It rests on the GIL: `memoryview.release` and the stores must each be one uninterrupted step.
+The same mechanism serves a full tail (the generator ends), a flush, a batch, a fork (the child revokes what
+it inherited) and the close. It rests on the GIL: `memoryview.release` and the stores must each be one
+uninterrupted step.
 """
 
 from __future__ import annotations
@@ -103,7 +107,8 @@ class Epoch:
 class Claim:
     """An epoch in which only the holder may write, and its first free slot (or one before it).
 
-    An urgent claim was got by revoking somebody who may be moving the tail to a block; its holder may use the reserve.
+    An urgent claim was got by revoking somebody who may be moving the tail to a block; its holder may use the
+    reserve.
     """
 
     __slots__ = ("epoch", "slot", "urgent")
@@ -122,25 +127,25 @@ class Handover(Exception):  # noqa: N818 - a request to a generator, never an er
 
 
 def appends(
-    epoch: Epoch, slot: int, capacity: int, end: int, tick: Callable[[], int], offset_ns: int
+    epoch: Epoch, free: int, capacity: int, end: int, tick: Callable[[], int], offset_ns: int
 ) -> Appends:
     """Append every record that is sent, and yield its time: the fast path.
 
-    Ends when it is thrown `Handover`, when slots or payload have run out, or when its epoch is revoked, and then returns the claim. The
-    record that was sent at that moment is not stored.
+    Ends when it is thrown `Handover`, when slots or payload have run out, or when its epoch is revoked, and
+    then returns the claim. The record that was sent at that moment is not stored.
 
     Args:
         epoch: the right to write.
-        slot: first free slot.
+        free: first free slot.
         capacity: number of slots that may be used.
         end: offset in the file behind the last record.
         tick: the reading's tick.
         offset_ns: the reading's offset.
     """
     room, times, ends = epoch.room, epoch.times, epoch.ends
-    time_ns = 0
+    time_ns, slot = 0, free
     try:
-        for slot in range(slot, capacity):  # noqa: B020 - the first free slot until there is none
+        for slot in range(free, capacity):
             record = yield time_ns
             start = end
             end += len(record)
@@ -157,8 +162,9 @@ def appends(
 
 
 def is_revocation(error: BaseException) -> bool:
-    """Tell whether an error says that a right of its thrower has been revoked."""
-    return isinstance(error, ValueError) and "released memoryview" in str(error) and is_own(error)
+    """Tell whether an error says that a right of its thrower, or the whole mapping, has been taken away."""
+    taken = "released memoryview" in str(error) or "mmap closed" in str(error)
+    return taken and isinstance(error, ValueError) and is_own(error)
 
 
 def is_own(error: BaseException) -> bool:
@@ -175,7 +181,9 @@ _PACKAGE = __name__.partition(".")[0] + ".store."
 class Tail:
     """The mapped file. Knows the layout and the order of stores; who may write is the epochs' affair."""
 
-    def __init__(self, root: StoreRoot, path: Path, directory: Path | None, layout: TailHeader, state: TailState) -> None:
+    def __init__(
+        self, root: StoreRoot, path: Path, directory: Path | None, layout: TailHeader, state: TailState
+    ) -> None:
         """Make the file and reserve its space.
 
         Args:
@@ -259,7 +267,8 @@ class Tail:
 def reserve(descriptor: int, size_bytes: int) -> None:
     """Allocate every block of a new file, so that no later store can fail for want of room.
 
-    A store into a hole of a full file system is a SIGBUS. Where the file system cannot allocate, zeros are written.
+    A store into a hole of a full file system is a SIGBUS. Where the file system cannot allocate, zeros are
+    written.
     """
     try:
         os.posix_fallocate(descriptor, 0, size_bytes)

@@ -1,7 +1,7 @@
 """Copying the tail of a client that may be writing to it at this moment.
 
-The writer never waits for a reader. A copy is made with pread in the order of docs/format.md ("Reading a live tail") and is
-checked afterwards: if the tail was recycled meanwhile, it is made again.
+The writer never waits for a reader. A copy is made with pread in the order of docs/format.md ("Reading a live
+tail") and is checked afterwards: if the tail was recycled meanwhile, it is made again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from py_chronolog_client.page import U64
 from py_chronolog_client.store import owner
 from py_chronolog_client.store.blocks import read_exactly
 from py_chronolog_client.store.format import (
+    MAX_SEQUENCE,
     TAIL_STATE_BYTES,
     TAIL_STATE_OFFSET,
     TAIL_STATIC_BYTES,
@@ -46,11 +47,12 @@ class TailCopy:
         self.disbelieved = disbelieved
 
 
-def copy_tail(path: str, known_end: int = -1) -> TailCopy | None:
+def copy_tail(path: str, client_id: int, known_end: int = -1) -> TailCopy | None:
     """Copy the tail at `path`, or return None where there is none.
 
     Args:
         path: file name.
+        client_id: whose tail it is by its name.
         known_end: if the tail ends at this sequence number, `events` is left None: nothing is new.
 
     Raises:
@@ -60,9 +62,11 @@ def copy_tail(path: str, known_end: int = -1) -> TailCopy | None:
         file = Descriptor(path)
     except FileNotFoundError:
         return None
-    header = TailHeader.unpack(os.pread(file.number, TAIL_STATIC_BYTES, 0))
+    header = TailHeader.unpack(_read(file, min(TAIL_STATIC_BYTES, os.fstat(file.number).st_size), 0))
     if header is None or os.fstat(file.number).st_size < header.tail_bytes:
         raise DamageError(path, 0, "this is no tail, or it was cut short")
+    if header.client_id != client_id:
+        raise DamageError(path, 16, f"this is the tail of another client, {header.client_id:016x}")
     disbelieved = header.boot_id != owner.boot_id() and os.environ.get(TRUST_VARIABLE) != "1"
     state = b""
     for _ in range(_TRIES):
@@ -70,6 +74,8 @@ def copy_tail(path: str, known_end: int = -1) -> TailCopy | None:
         ends = _words(file, header.capacity, header.ends_offset)
         count = _committed(ends)
         base = TailState.unpack(state).base
+        if base + count > MAX_SEQUENCE:
+            raise DamageError(path, TAIL_STATE_OFFSET, f"the number {base} of its first event is impossible")
         if not count or base + count == known_end:
             return TailCopy(base + count, None, disbelieved)
         _order_stores()
@@ -99,7 +105,10 @@ def copy_tail(path: str, known_end: int = -1) -> TailCopy | None:
 
 
 def _read(file: Descriptor, size_bytes: int, offset: int) -> bytes:
-    data = read_exactly(file.number, size_bytes, offset)
+    try:
+        data = read_exactly(file.number, size_bytes, offset)
+    except OSError as error:
+        raise DamageError(file.path, offset, f"cannot be read: {error.strerror}") from error
     if data is None:
         raise DamageError(file.path, offset, "the tail was cut short")
     return data

@@ -81,7 +81,7 @@ class ToyEngine(Engine):
     def beside(self) -> ToyEngine:
         """Return another engine on the same memory, as another process has it with a store."""
         other = type(self)(self.page_events, self.record_limit_bytes)
-        other._memory = self._memory  # noqa: SLF001  one of us
+        other._memory = self._memory
         return other
 
     def deliver(self, count: int | None = None) -> None:
@@ -259,7 +259,7 @@ class _ToyWriter(Writer):
     def client_id(self) -> int:
         return self._log.client_id
 
-    def log_event(self, event_string: str | bytes = MISSING, log_string: str | bytes = MISSING) -> int:
+    def log_event(self, event_string: str | bytes = MISSING, log_string: str | bytes | None = None) -> int:
         return self._append((encode(the_one(event_string, log_string), self._limit_bytes),))
 
     def log_events(self, batch: Sequence[str | bytes]) -> int:
