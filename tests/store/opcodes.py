@@ -1,5 +1,6 @@
 """Interrupt a call at a chosen bytecode, as a signal handler could: deterministic, and finer than any real signal."""
 
+import gc
 import sys
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -39,6 +40,7 @@ class Interruption:
         self._before: Any = None
 
     def __enter__(self) -> "Interruption":
+        gc.disable()  # what is thrown into a destructor is lost
         self._before = sys.gettrace()
         sys.settrace(self._enter_frame)
         return self
@@ -47,6 +49,7 @@ class Interruption:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         sys.settrace(self._before)
+        gc.enable()
 
     def _enter_frame(self, frame: FrameType, event: str, argument: object) -> Any:
         if frame.f_code.co_filename in self._own:

@@ -80,10 +80,10 @@ def acquire(client: chronolog.Client, story: str = STORY) -> StoryHandle:
 
 
 def read(
-    store: str | os.PathLike[str], *, clients: Sequence[int] | None = None, story: str = STORY
+    store: str | os.PathLike[str] | EmbeddedEngine, *, clients: Sequence[int] | None = None, story: str = STORY
 ) -> list[Logged]:
     """Return the events of a story as a new reader finds them, which must be undamaged."""
-    engine = EmbeddedEngine(store, create=False)
+    engine = store if isinstance(store, EmbeddedEngine) else EmbeddedEngine(store, create=False)
     report = ScanReport()
     found: list[Logged] = []
     for page in engine.scan(CHRONICLE, story, clients=clients, verify=True, report=report):

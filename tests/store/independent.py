@@ -1,0 +1,323 @@
+"""A second implementation of the store format, from docs/format.md alone: nothing of `py_chronolog_client` is imported.
+
+It is slow and plain on purpose. What it writes, the package must replay; what the package writes, it must
+understand, byte by byte: it checks every field that the document fixes, and complains about the rest.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgpack
+
+Row = tuple[int, int, int, bytes]
+"""Time, client id, sequence number, record. Rows sort in story order."""
+
+CLOCK = struct.Struct("<QqqdQd")
+SYSTEM_CLOCK = CLOCK.pack(0, 0, 0, 0.0, 2**64 - 1, 0.0)
+BLOCK = struct.Struct("<8sIIQQIIIIQQQQ48s")
+TAIL = struct.Struct("<8sIIQQQQQQ16s")
+EVENTS, RECORD = 1, 2
+MARKER = "ChronoLog store\nformat 1\nbyte-order little\nmode 0600\n"
+
+
+class FormatError(Exception):
+    """The bytes are not what the document says."""
+
+
+def require(condition: object, sentence: str) -> None:
+    if not condition:
+        raise FormatError(sentence)
+
+
+# -- writing --
+
+
+def block(
+    kind: int,
+    client_id: int,
+    first_sequence: int,
+    times: Sequence[int],
+    ends: Sequence[int],
+    payload: bytes,
+    *,
+    origin: int = 0,
+    clock: bytes = SYSTEM_CLOCK,
+) -> bytes:
+    """Return a block, whatever is in it."""
+    count = len(times)
+    columns = struct.pack(f"<{2 * count}Q", *times, *ends)
+    first_time, last_time = (times[0], times[-1]) if count else (0, 0)
+    fields: list[Any] = [kind, client_id, first_sequence, count, zlib.crc32(columns), zlib.crc32(payload), 0]
+    fields += [len(payload), origin, first_time, last_time, clock]
+    header = BLOCK.pack(b"CLOGBLK1", 0, *fields)
+    header = header[:8] + struct.pack("<I", zlib.crc32(header[12:])) + header[12:]
+    whole = header + columns + payload
+    return whole + bytes(-len(whole) % 64)
+
+
+def events_block(
+    client_id: int, first_sequence: int, events: Sequence[tuple[int, bytes]], *, origin: int = 0, **more: Any
+) -> bytes:
+    """Return an events block of (time, record)."""
+    ends, end = [], origin
+    for _, record in events:
+        end += len(record)
+        ends.append(end)
+    payload = b"".join(record for _, record in events)
+    times = [time for time, _ in events]
+    return block(EVENTS, client_id, first_sequence, times, ends, payload, origin=origin, **more)
+
+
+def record_block(client_id: int, next_sequence: int, fields: Mapping[str, Any]) -> bytes:
+    """Return a record block."""
+    return block(RECORD, client_id, next_sequence, [], [], msgpack.packb(dict(fields)))
+
+
+def client_record(client_id: int, first_sequence: int = 0, **more: Any) -> bytes:
+    """Return the first block of a segment."""
+    fields = {
+        "type": "client",
+        "client_id": client_id,
+        "first_sequence": first_sequence,
+        "host": "node-17",
+        "boot_id": "11111111-2222-4333-8444-555555555555",
+        "pid_namespace": "pid:[4026531836]",
+        "pid": 4711,
+        "pid_start": 815,
+        "uid": 1000,
+        "user": "ada",
+        "program": "simulation",
+        "opened_ns": 5,
+    }
+    return record_block(client_id, first_sequence, {**fields, **more})
+
+
+def close_record(client_id: int, next_sequence: int, **more: Any) -> bytes:
+    """Return the last block of a segment that was closed."""
+    fields = {"type": "close", "reason": "released", "closed_ns": 6, "next_sequence": next_sequence, "lost": {}}
+    return record_block(client_id, next_sequence, {**fields, **more})
+
+
+def tail(
+    client_id: int,
+    base: int,
+    events: Sequence[tuple[int, bytes]],
+    boot_id: bytes,
+    *,
+    capacity: int = 8,
+    tail_bytes: int = 8192,
+    state: int = 0,
+    clock: bytes = SYSTEM_CLOCK,
+    gap_bytes: int = 0,
+) -> bytearray:
+    """Return a tail; with `gap_bytes` its areas do not follow each other closely."""
+    times_offset = 4096 + gap_bytes
+    ends_offset = times_offset + 8 * capacity + gap_bytes
+    payload_offset = ends_offset + 8 * capacity + gap_bytes
+    header = TAIL.pack(
+        b"CLOGTAL1", 0, 0, client_id, capacity, times_offset, ends_offset, payload_offset, tail_bytes, boot_id
+    )
+    data = bytearray(tail_bytes)
+    data[: len(header)] = header
+    data[8:12] = struct.pack("<I", zlib.crc32(header[12:]))
+    data[256:272] = struct.pack("<QQ", base, state)
+    data[272:320] = clock
+    end = payload_offset
+    for slot, (time, record) in enumerate(events):
+        data[end : end + len(record)] = record
+        end += len(record)
+        data[times_offset + 8 * slot : times_offset + 8 * slot + 8] = struct.pack("<Q", time)
+        data[ends_offset + 8 * slot : ends_offset + 8 * slot + 8] = struct.pack("<Q", end)
+    require(len(data) == tail_bytes and len(events) <= capacity, "the events do not fit the tail")
+    return data
+
+
+def name_hash(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8")).hexdigest()[:32]
+
+
+def meta(name: str, attributes: Mapping[str, str] | None = None, **more: Any) -> bytes:
+    """Return the bytes of a `meta`."""
+    packed: bytes = msgpack.packb({"name": name, "attributes": dict(attributes or {}), "created_ns": 7, **more})
+    return packed
+
+
+def make_story(store: pathlib.Path, chronicle: str, story: str) -> pathlib.Path:
+    """Make a store, a chronicle and a story where they are missing; return the story's directory."""
+    directory = store / "chronicles" / name_hash(chronicle) / "stories" / name_hash(story)
+    directory.mkdir(parents=True, exist_ok=True)
+    (store / "CHRONOLOG").write_text(MARKER)
+    (directory.parent.parent / "meta").write_bytes(meta(chronicle))
+    (directory / "meta").write_bytes(meta(story, {"colour": "blue"}))
+    return directory
+
+
+# -- reading --
+
+
+@dataclasses.dataclass
+class Block:
+    """A block whose checksums hold."""
+
+    offset: int
+    kind: int
+    client_id: int
+    first_sequence: int
+    times: list[int]
+    records: list[bytes]
+    fields: dict[str, Any]
+    clock: tuple[Any, ...]
+
+
+def read_block(data: bytes, offset: int) -> tuple[Block, int]:
+    """Return the block at `offset` and the offset of the next, or raise FormatError."""
+    require(offset % 64 == 0, "a block starts at a multiple of 64")
+    header = data[offset : offset + 128]
+    require(len(header) == 128, "the file ends in a header")
+    magic, header_crc, kind, client_id, first, count, columns_crc, payload_crc, reserved, *more = BLOCK.unpack(header)
+    payload_bytes, origin, first_time, last_time, clock = more
+    require(magic == b"CLOGBLK1", "no magic")
+    require(header_crc == zlib.crc32(header[12:]), "the checksum of the header does not hold")
+    require(reserved == 0, "reserved is not 0")
+    require(payload_bytes <= 128 << 20 and count <= 1 << 20, "over a limit")
+    columns = data[offset + 128 : offset + 128 + 16 * count]
+    payload = data[offset + 128 + 16 * count :][:payload_bytes]
+    require(len(columns) == 16 * count and len(payload) == payload_bytes, "the file ends in a block")
+    require(columns_crc == zlib.crc32(columns), "the checksum of the columns does not hold")
+    require(payload_crc == zlib.crc32(payload), "the checksum of the payload does not hold")
+    words = struct.unpack(f"<{2 * count}Q", columns)
+    times, ends = list(words[:count]), list(words[count:])
+    end = offset + 128 + 16 * count + payload_bytes
+    padding = data[end : end + -end % 64]
+    require(padding == bytes(-end % 64), "the padding is not zeros")
+    records, fields = [], {}
+    if kind == EVENTS:
+        require(count, "an events block without events")
+        require(times == sorted(times), "times decrease")
+        require((times[0], times[-1]) == (first_time, last_time), "first or last time is wrong")
+        require(ends[-1] - origin == payload_bytes, "the last end is not the end of the payload")
+        start = origin
+        for stop in ends:
+            require(start <= stop, "ends decrease")
+            records.append(payload[start - origin : stop - origin])
+            require(len(records[-1]) <= 64 << 20, "a record is too large")
+            start = stop
+    elif kind == RECORD:
+        require(count == 0 and columns_crc == 0, "a record block with events")
+        fields = msgpack.unpackb(payload)
+        require(isinstance(fields, dict) and isinstance(fields["type"], str), "no map with a type")
+    return Block(offset, kind, client_id, first, times, records, fields, CLOCK.unpack(clock)), end + len(padding)
+
+
+def read_segment(data: bytes, client_id: int) -> list[Block]:
+    """Return the blocks of a sound segment, of which the last append may be unfinished."""
+    blocks, offset = [], 0
+    while offset < len(data):
+        try:
+            found, offset = read_block(data, offset)
+        except FormatError:
+            require(not any(_is_block(data, at) for at in range(offset + 64, len(data), 64)), f"damage at {offset}")
+            break
+        require(found.client_id == client_id, "another client's block")
+        blocks.append(found)
+    require(blocks and blocks[0].fields.get("type") == "client", "the first block is no client record")
+    require(blocks[0].fields["first_sequence"] == blocks[0].first_sequence, "two first sequence numbers")
+    require(blocks[0].fields["client_id"] == client_id, "the client record names another client")
+    return blocks
+
+
+def _is_block(data: bytes, offset: int) -> bool:
+    try:
+        read_block(data, offset)
+    except FormatError:
+        return False
+    return True
+
+
+@dataclasses.dataclass
+class Tail:
+    """What a tail says."""
+
+    client_id: int
+    boot_id: bytes
+    base: int
+    state: int
+    events: list[tuple[int, bytes]]
+    clock: tuple[Any, ...]
+
+
+def read_tail(data: bytes) -> Tail:
+    """Read a tail that nobody writes to."""
+    magic, crc, reserved, client_id, capacity, times_at, ends_at, payload_at, tail_bytes, boot_id = TAIL.unpack_from(data)
+    require(magic == b"CLOGTAL1", "no magic")
+    require(crc == zlib.crc32(data[12:80]), "the checksum of the header does not hold")
+    require(reserved == 0, "reserved is not 0")
+    require(tail_bytes == len(data) <= 64 << 20, "not the size that the header says")
+    require(4096 <= times_at <= times_at + 8 * capacity <= ends_at <= ends_at + 8 * capacity <= payload_at, "layout")
+    base, state = struct.unpack_from("<QQ", data, 256)
+    times = struct.unpack_from(f"<{capacity}Q", data, times_at)
+    ends = struct.unpack_from(f"<{capacity}Q", data, ends_at)
+    events, start = [], payload_at
+    for time, stop in zip(times, ends, strict=True):
+        if stop == 0:
+            break
+        require(start <= stop <= tail_bytes, "an end leaves the file")
+        events.append((time, bytes(data[start:stop])))
+        start = stop
+    return Tail(client_id, boot_id, base, state, events, CLOCK.unpack_from(data, 272))
+
+
+def read_story(directory: pathlib.Path, boot_id: bytes) -> list[Row]:
+    """Return the events of a story that nobody writes to, and complain about everything that is odd."""
+    require(msgpack.unpackb((directory / "meta").read_bytes()).keys() >= {"name", "attributes", "created_ns"}, "meta")
+    rows: list[Row] = []
+    names = sorted(name for name in os.listdir(directory) if not name.startswith("."))
+    for client in sorted({name[:16] for name in names if name.endswith((".log", ".tail"))}):
+        client_id, found = int(client, 16), {}
+        number, closed, expected = 0, False, 0
+        while (path := directory / (f"{client}.{number}.log" if number else f"{client}.log")).exists():
+            for item in read_segment(path.read_bytes(), client_id):
+                if item.fields.get("type") == "client" and not number:
+                    expected = item.first_sequence
+                closed = item.fields.get("type") == "close"
+                for place, event in enumerate(zip(item.times, item.records, strict=True)):
+                    require(found.setdefault(item.first_sequence + place, event) == event, "two truths")
+            number += 1
+        require(number, "no segment")
+        if f"{client}.tail" in names:
+            last = read_tail((directory / f"{client}.tail").read_bytes())
+            require(last.client_id == client_id, "another client's tail")
+            if last.boot_id == boot_id:
+                for place, event in enumerate(last.events):
+                    require(found.setdefault(last.base + place, event) == event, "two truths")
+        else:
+            require(closed, "neither a tail nor a close record")
+        require(sorted(found) == list(range(expected, expected + len(found))), "a gap")
+        times = [found[sequence][0] for sequence in sorted(found)]
+        require(times == sorted(times), "times decrease")
+        rows += [(time, client_id, sequence, record) for sequence, (time, record) in found.items()]
+    return sorted(rows)
+
+
+def read_store(store: pathlib.Path, boot_id: bytes) -> dict[tuple[str, str], list[Row]]:
+    """Return the events of every story of a store that nobody writes to: (chronicle, story) -> rows."""
+    lines = (store / "CHRONOLOG").read_text().splitlines()
+    require(lines[0] == "ChronoLog store", "no marker")
+    require({"format 1", "byte-order little"} <= set(lines), "another format")
+    stories = {}
+    for directory in (store / "chronicles").glob("*/stories/*"):
+        names = [_name(directory.parent.parent), _name(directory)]
+        stories[names[0], names[1]] = read_story(directory, boot_id)
+    return stories
+
+
+def _name(directory: pathlib.Path) -> str:
+    name = msgpack.unpackb((directory / "meta").read_bytes())["name"]
+    require(isinstance(name, str) and name_hash(name) == directory.name, "a name that is not its directory's")
+    return str(name)
