@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import select
 import shlex
 import shutil
@@ -247,16 +248,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"there is no part {unknown[0]}" if unknown else "every number is at least 1")
     sizes = Sizes(args.events, args.replay_events, args.rounds, args.visible_events)
     rows = [("figure", "median (min..max)", "wanted", "unit", "ratio", "kept", "")]
+    disturbances = []
     for name in args.parts or PARTS:
         scratch = Path(tempfile.mkdtemp(prefix="chronolog-figures-"))
+        before = _cpu_s(), time.monotonic()
         try:
             rows += [figure.row() for figure in PARTS[name](sizes, scratch)]
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+        others = max(0.0, (_cpu_s() - before[0]) / (time.monotonic() - before[1]))
+        disturbances.append(f"{others:.2f} during {name}")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"cores that other processes used, of {os.cpu_count()}: {', '.join(disturbances)}")
     return 0
+
+
+def _cpu_s() -> float:
+    """Return the CPU time that all processes of the machine have used, without this one and its children."""
+    ticks = list(map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9]))
+    busy_s = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf(
+        "SC_CLK_TCK"
+    )  # without idle and waiting for disks
+    return busy_s - sum(os.times()[:4])
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ comparable:
 * Every measurement goes into a fresh file or story, which is removed before the next one: page cache that
   is touched for the first time costs several times as much as recycled memory, in a virtual machine above
   all.
-* One round is done first and forgotten. Then each round measures all three, in an order that rotates from
-  round to round.
+* One round is done first and forgotten. Then each round measures all three, in another order than the last.
 * A round's figure is the time of its slowest rank; what is reported is the median over the rounds of the
   ratio within one round, with its smallest and largest value, because a ratio of two neighbours in time
   suffers least from what else the machine does.
@@ -101,7 +100,8 @@ def compare(ranks: Ranks, spec: Spec, work: Workspace, records: Records, progres
     for number in range(spec.baseline_rounds + 1):
         progress.say("compare with a plain file", number, spec.baseline_rounds + 1)
         shift = number % len(SUBJECTS)
-        for name in SUBJECTS[shift:] + SUBJECTS[:shift]:
+        order = SUBJECTS[shift:] + SUBJECTS[:shift]
+        for name in order if number % 2 else reversed(order):  # all six orders take turns
             seconds = _measure(ranks, work, name, pool, spec.events, batch)
             if number:  # the first round is the warm-up
                 found[name].append(max(ranks.all(seconds)) * 1e9 / spec.events)

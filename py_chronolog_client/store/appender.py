@@ -19,9 +19,10 @@ import weakref
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, TypeVar
 
 from py_chronolog_client.clock import Clock
@@ -88,14 +89,13 @@ class Appender(Writer):
         self._options = options
         self._reading = options.clock.reading().not_before(1)
         self._politeness = threading.Lock()
-        self._inside: set[int] = set()
         self._losses = Losses()
         self._closed = False
         self._retry_at_ns = 0
         self._refused_errno = 0
         self.log_event, self._publish = _fast_path(self._resume)  # type: ignore[method-assign]
-        self._forked: bool = False
-        self._released: bool = False
+        self._released = False
+        self._opened: dict[int, _Opened] = {}
         self._open(options.client_id, options.description, options.first_sequence)
         _writers.add(self)
 
@@ -103,9 +103,9 @@ class Appender(Writer):
 
     @property
     def client_id(self) -> int:
-        if self._forked:
+        if self._own.pid != os.getpid():
             self._transact(lambda claim: 0)
-        return self._client_id
+        return self._own.client_id
 
     def log_event(self, event_string: str | bytes = MISSING, log_string: str | bytes | None = None) -> int:
         raise AssertionError("replaced by the fast path of each appender")  # pragma: no cover
@@ -119,14 +119,16 @@ class Appender(Writer):
         except ClosedError:
             pass
         except OSError as error:
-            logger.warning("%s: flush failed, the events stay in the tail: %s", self._tail.path, error)
-        return self._first_sequence + self.statistics().acknowledged
+            if not is_own(error):
+                raise
+            logger.warning("%s: flush failed, the events stay in the tail: %s", self._own.tail.path, error)
+        return self._own.first_sequence + self.statistics().acknowledged
 
     def use_clock(self, clock: Clock) -> None:
         def operation(claim: Claim) -> int:
             self._roll(claim)
             self._reading = clock.reading().not_before(self._now())
-            self._tail.recycle(claim.epoch, self._tail.base(claim.epoch), self._reading.model)
+            self._own.tail.recycle(claim.epoch, self._own.tail.base(claim.epoch), self._reading.model)
             return 0
 
         self._transact(operation)
@@ -135,25 +137,25 @@ class Appender(Writer):
         try:
             next_sequence = self._transact(self._count)
         except ClosedError:
-            next_sequence = self._next_sequence
-        acknowledged = next_sequence if self._options.durability == "process" else self._acknowledged
-        first = self._first_sequence
+            next_sequence = self._own.next_sequence
+        acknowledged = next_sequence if self._options.durability == "process" else self._own.acknowledged
+        first = self._own.first_sequence
         return WriterStatistics(next_sequence - first, acknowledged - first, self._losses.by_reason())
 
     def close(self, reason: str = "released") -> None:
-        if not self._forked:
+        if self._own.pid == os.getpid():
             try:
                 self._transact(lambda claim: self._say_goodbye(claim, reason))
             except ClosedError:
                 return
             self._released = True
-            self._let_go()
+            self._own.let_go()
         self._closed = self._released = True
 
     # -- opening and closing --
 
     def _open(self, client_id: int, description: Mapping[str, Any], first: int = 0) -> None:
-        root = self._catalog.root
+        pid, root = os.getpid(), self._catalog.root
         path = self._directory / f"{client_id:016x}.log"
         fields = {**description, **owner.describe_process(), "type": "client", "client_id": client_id}
         fields |= {"first_sequence": first, "opened_ns": self._now()}
@@ -171,14 +173,17 @@ class Appender(Writer):
             segment.discard()
             raise
         owner.heartbeat.watch(segment.path)
-        self._tail = tail
-        self._client_id = client_id
-        self._first_sequence = self._next_sequence = self._acknowledged = first
-        self._segments = [segment]
-        self._pens: dict[Pen, None] = {Pen(Stored(first, segment, segment.start)): None}
-        epoch = Epoch(tail)
-        self._epochs: dict[Epoch, None] = {epoch: None}
-        self._forked = self._released = False
+        epoch, pen = Epoch(tail), Pen(Stored(first, segment, segment.start))
+        opened = _Opened(pid, client_id, first, tail, [segment], {pen: None}, {epoch: None})
+        winner = self._opened.setdefault(pid, opened)
+        if pid != os.getpid():  # a signal handler has forked: all this is the parent's
+            opened.let_go()
+            return
+        if winner is not opened:  # a signal handler has come in between, and has opened one as well
+            opened.let_go()
+            tail.remove()
+            segment.discard()
+        self._own = winner
         self._free(Claim(epoch, 0))
 
     def _say_goodbye(self, claim: Claim, reason: str) -> int:
@@ -190,42 +195,32 @@ class Appender(Writer):
         self._closed = True
         try:
             self._flush(claim)
-            self._next_sequence = self._count(claim)
+            self._own.next_sequence = self._count(claim)
             with self._pen() as pen:
                 fields = {"type": "close", "reason": reason, "closed_ns": self._now()}
-                fields |= {"next_sequence": self._next_sequence, "lost": self._losses.by_reason()}
-                pen.write_record(self._client_id, fields)
+                fields |= {"next_sequence": self._own.next_sequence, "lost": self._losses.by_reason()}
+                pen.write_record(self._own.client_id, fields)
                 if self._options.durability == "node":
                     assert pen.stored is not None
                     pen.stored.segment.sync(pen.stored.offset)
         except OSError as error:
-            logger.warning("%s: closed, but the last events stay in the tail: %s", self._tail.path, error)
-            self._next_sequence = self._count(claim)
-            self._tail.mark_closed(claim.epoch)
+            if not is_own(error):
+                raise
+            logger.warning("%s: closed, but the last events stay in the tail: %s", self._own.tail.path, error)
+            self._own.next_sequence = self._count(claim)
+            self._own.tail.mark_closed(claim.epoch)
         else:
-            self._tail.remove()
+            self._own.tail.remove()
         return 0
-
-    def _let_go(self) -> None:
-        """Give up the mapping and the files, not the events."""
-        owner.heartbeat.unwatch(self._segments[0].path)
-        rights: list[Pen | Epoch] = [*self._pens, *self._epochs]
-        for right in rights:
-            # One view may be in use by a thread that was not inherited, or by one that is about to find out.
-            with suppress(BufferError):
-                right.revoke()
-        with suppress(BufferError):
-            self._tail.unmap()
-        for segment in self._segments:
-            segment.close()
 
     def after_fork_in_child(self) -> None:
         """Make everything that was inherited useless; the next call opens a client of this process."""
         self._politeness = threading.Lock()
-        self._inside = set()
-        if not self._closed and not self._forked:
-            self._forked = True
-            self._let_go()
+        self._losses = Losses()
+        self._released = self._closed
+        for opened in self._opened.values():
+            opened.let_go()
+        self._opened = {}
 
     # -- the way of a call that the fast path cannot serve --
 
@@ -268,12 +263,10 @@ class Appender(Writer):
 
         try:
             return self._transact(operation, claim)
-        except ClosedError:
-            self._losses.add("closed", left)
-        except OSError as error:
-            self._losses.add(errno.errorcode.get(error.errno or 0, "EIO"), left)
-        except ChronoLogError:
-            self._losses.add("story gone", left)
+        except (OSError, ChronoLogError) as error:
+            if not is_own(error):
+                raise
+            self._losses.add(_reason(error), left)
         return 0
 
     def _transact(self, operation: Callable[[Claim], int], claim: Claim | None = None) -> int:
@@ -282,55 +275,63 @@ class Appender(Writer):
         Threads queue up for that, but only out of politeness: who interrupted his own thread in here must not
         wait at all.
         """
-        me = threading.get_ident()
-        interrupting = me in self._inside
+        queue, interrupting = self._politeness, _is_running(Appender._transact.__code__)
         polite = False
-        self._inside.add(me)
         try:
             if not interrupting:
-                polite = self._politeness.acquire(timeout=_POLITENESS_S)
+                polite = queue.acquire(timeout=_POLITENESS_S)
+                if not polite:  # its holder takes long, or was interrupted for good just before the release
+                    self._politeness = threading.Lock()
             while True:
                 if self._released:
-                    raise ClosedError(f"{self._segments[0].path}: this handle was released")
-                if self._forked:
-                    self._open(
-                        new_client_id(), {**self._options.description, "parent_client_id": self._client_id}
-                    )
+                    raise ClosedError(f"{self._own.segments[0].path}: this handle was released")
+                if self._own.pid != os.getpid():
+                    parent = {"parent_client_id": self._own.client_id}
+                    self._open(new_client_id(), {**self._options.description, **parent})
                     claim = None
                 try:
                     claim = self._claim(claim, 0.0 if interrupting else _HANDOVER_S)
                     result = operation(claim)
                 except BaseException as error:
-                    if is_revocation(error):
+                    if is_revocation(error) or self._is_in_vain(error):
                         continue
                     if claim is not None:
-                        self._free(claim)
+                        self._recover(claim)
                     raise
                 self._free(claim)
                 return result
         finally:
-            if not interrupting:
-                self._inside.discard(me)
             if polite:
-                self._politeness.release()
+                queue.release()
+
+    def _is_in_vain(self, error: BaseException) -> bool:
+        """Tell whether an operation failed because its files were closed meanwhile."""
+        useless = self._released or self._own.pid != os.getpid()
+        return useless and isinstance(error, OSError) and is_own(error)
 
     def _claim(self, claim: Claim | None, patience_s: float) -> Claim:
         """Return the sole right to write to the tail: by asking for it, or by revoking it from whoever has it."""
         if claim is not None and not claim.epoch.revoked:
             return claim
-        for epoch in list(self._epochs):
+        for epoch in list(self._own.epochs):
             claim = _ask(epoch, patience_s)
             if claim is not None and not epoch.revoked:
                 return claim
-        epoch = Epoch(self._tail)
-        _replace(self._epochs, epoch)
-        if any(pen.direct for pen in list(self._pens)):
-            self._new_pen().busy = False
+        epoch = Epoch(self._own.tail)
+        _replace(self._own.epochs, epoch)
         return Claim(epoch, self._settle(epoch), urgent=True)
 
+    def _recover(self, claim: Claim) -> None:
+        """Let the fast path go on after an operation that broke off anywhere; if this does too, the next call does it."""
+        with suppress(OSError, ValueError):
+            claim.slot = self._settle(claim.epoch)
+            self._free(claim)
+
     def _settle(self, epoch: Epoch) -> int:
-        """Finish what a revoked epoch may have left half done; return the first free slot."""
-        tail = self._tail
+        """Finish what was left half done by who had the tail before; return the first free slot."""
+        tail = self._own.tail
+        if any(pen.direct for pen in list(self._own.pens)):
+            self._new_pen().busy = False
         slot = tail.first_free(epoch)
         stored = self._progress().sequence
         if tail.base(epoch) + slot <= stored:
@@ -341,7 +342,7 @@ class Appender(Writer):
 
     def _free(self, claim: Claim) -> None:
         """Let the fast path go on behind the last event."""
-        tail, epoch, reading = self._tail, claim.epoch, self._reading
+        tail, epoch, reading = self._own.tail, claim.epoch, self._reading
         try:
             slot = tail.first_free(epoch, claim.slot)
             end = tail.end(epoch, slot)
@@ -360,13 +361,13 @@ class Appender(Writer):
 
     def _progress(self) -> Stored:
         """Return how far the events are in blocks, as far as anybody has noted it."""
-        known = [pen.stored for pen in list(self._pens) if pen.stored is not None]
+        known = [pen.stored for pen in list(self._own.pens) if pen.stored is not None]
         return max(known, key=lambda stored: (stored.sequence, stored.segment.number, stored.offset))
 
     @contextmanager
     def _pen(self) -> Iterator[Pen]:
         """Take the pen, or a new one if somebody else has it in his hands."""
-        pen = next(reversed(self._pens))
+        pen = list(self._own.pens)[-1]
         if pen.busy or pen.revoked:
             pen = self._new_pen()
         pen.busy = True
@@ -375,11 +376,11 @@ class Appender(Writer):
 
     def _new_pen(self) -> Pen:
         pen = Pen(None)
-        _replace(self._pens, pen, self._look)
+        _replace(self._own.pens, pen, self._look)
         return pen
 
     def _look(self, pen: Pen) -> None:
-        pen.look(self._progress(), self._client_id)
+        pen.look(self._progress(), self._own.client_id)
 
     # -- what is done with a claim --
 
@@ -388,7 +389,7 @@ class Appender(Writer):
 
     def _count(self, claim: Claim) -> int:
         """Return the sequence number of the next event."""
-        return self._tail.base(claim.epoch) + self._tail.first_free(claim.epoch, claim.slot)
+        return self._own.tail.base(claim.epoch) + self._own.tail.first_free(claim.epoch, claim.slot)
 
     def _flush(self, claim: Claim) -> int:
         """Move the tail to a block and, for durability "node", bring it to the device."""
@@ -401,16 +402,18 @@ class Appender(Writer):
             try:
                 segment.sync(offset)
             except OSError as error:
+                if not is_own(error):
+                    raise
                 logger.warning("%s: sync failed (%s), going on in a new segment", segment.path, error)
                 segment, offset = segment.successor(offset)
-                self._segments.append(segment)
+                self._own.segments.append(segment)
                 pen.stored = Stored(sequence, segment, offset)
-        self._acknowledged = max(self._acknowledged, sequence)
+        self._own.acknowledged = max(self._own.acknowledged, sequence)
         return 0
 
     def _put(self, claim: Claim, payload: bytes, sizes_bytes: Sequence[int]) -> int:
         """Store a batch that fits a block; return its time. The commit is the last thing that can fail."""
-        tail, epoch, count = self._tail, claim.epoch, len(sizes_bytes)
+        tail, epoch, count = self._own.tail, claim.epoch, len(sizes_bytes)
         capacity, limit = tail.layout.capacity, tail.layout.tail_bytes
         if not claim.urgent:
             capacity, limit = capacity - RESERVE_EVENTS, limit - RESERVE_BYTES
@@ -443,7 +446,7 @@ class Appender(Writer):
             assert pen.stored is not None
             sequence = pen.stored.sequence
         try:
-            self._tail.recycle(epoch, sequence, self._reading.model)
+            self._own.tail.recycle(epoch, sequence, self._reading.model)
         except ValueError as error:
             if not is_revocation(error):  # otherwise the revoker has seen the block and recycled the tail
                 raise
@@ -455,7 +458,7 @@ class Appender(Writer):
         Raises:
             OSError: the file system refused; the events are still in the tail.
         """
-        tail, epoch = self._tail, claim.epoch
+        tail, epoch = self._own.tail, claim.epoch
         slot, base = tail.first_free(epoch, claim.slot), tail.base(epoch)
         if not slot:
             return
@@ -483,11 +486,45 @@ class Appender(Writer):
         if time.monotonic_ns() < self._retry_at_ns:
             raise OSError(self._refused_errno, os.strerror(self._refused_errno))
         try:
-            pen.write(self._client_id, times, ends, payload, origin, self._reading.model, tokens)
+            pen.write(self._own.client_id, times, ends, payload, origin, self._reading.model, tokens)
         except OSError as error:
+            if not is_own(error):
+                raise
             self._refused_errno = error.errno or errno.EIO
             self._retry_at_ns = time.monotonic_ns() + int(RETRY_S * 1e9)
             raise
+
+
+@dataclass(eq=False, slots=True)
+class _Opened:
+    """What an appender has opened in one process: a client of its own."""
+
+    pid: int
+    client_id: int
+    first_sequence: int
+    tail: Tail
+    segments: list[Segment]
+    pens: dict[Pen, None]
+    epochs: dict[Epoch, None]
+    next_sequence: int = field(init=False)
+    """Behind its last event, known when it is closed."""
+    acknowledged: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.next_sequence = self.acknowledged = self.first_sequence
+
+    def let_go(self) -> None:
+        """Give up the mapping and the files, not the events. Doing it twice is harmless."""
+        owner.heartbeat.unwatch(self.segments[0].path)
+        rights: list[Pen | Epoch] = [*self.pens, *self.epochs]
+        for right in rights:
+            # One view may be in use by a thread that was not inherited, or by one that is about to find out.
+            with suppress(BufferError):
+                right.revoke()
+        with suppress(BufferError):
+            self.tail.unmap()
+        for segment in self.segments:
+            segment.close()
 
 
 def _fast_path(
@@ -510,6 +547,13 @@ def _fast_path(
 
     log_event.__doc__ = Writer.log_event.__doc__
     return log_event, publish
+
+
+def _reason(error: OSError | ChronoLogError) -> str:
+    """Return what `statistics` calls the reason of a refusal."""
+    if isinstance(error, OSError):
+        return errno.errorcode.get(error.errno or 0, "EIO")
+    return "closed" if isinstance(error, ClosedError) else "story gone"
 
 
 def _claim_in(trouble: Exception) -> Claim | None:
@@ -535,6 +579,14 @@ def _ask(epoch: Epoch, patience_s: float) -> Claim | None:
                 return None
             time.sleep(0)  # another thread is inside, for less than a microsecond if it gets the GIL
     return None
+
+
+def _is_running(code: CodeType) -> bool:
+    """Tell whether the caller was called, however indirectly, by `code`: from a signal handler, say."""
+    here: FrameType | None = sys._getframe(2)
+    while here is not None and here.f_code is not code:
+        here = here.f_back
+    return here is not None
 
 
 def _is_below(frame: object) -> bool:

@@ -16,6 +16,7 @@ from py_chronolog_client.clock import ClockModel
 from py_chronolog_client.store.blocks import complete_block
 from py_chronolog_client.store.format import HEADER_BYTES, KIND_EVENTS, BlockHeader, encode_record, padding
 from py_chronolog_client.store.segment import Segment, write_whole
+from py_chronolog_client.store.tail import is_own
 
 
 class Stored(NamedTuple):
@@ -58,7 +59,9 @@ class Pen:
         """Whether it has been revoked."""
         try:
             return not len(self._header)
-        except ValueError:
+        except ValueError as error:
+            if not is_own(error):
+                raise
             return True
 
     def write(

@@ -104,8 +104,12 @@ class StoreRoot:
 
     @classmethod
     def _create(cls, directory: Path) -> StoreRoot:
-        """Make directory and marker, or find the marker that somebody else has just made."""
+        """Make directory and marker, or find the marker that somebody else has just made.
+
+        Durability: the store and the directories made for it are on the device.
+        """
         new = cls(directory, mode_from_environment())
+        made = [path for path in (directory, *directory.parents) if not path.exists()]
         directory.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             new.make_directory(directory)
@@ -119,6 +123,9 @@ class StoreRoot:
             )
         marker = f"{_TITLE}\nformat {FORMAT}\nbyte-order little\nmode {new.file_mode:04o}\n"
         files.publish_file(directory / MARKER, marker.encode("ascii"), new.file_mode, sync=True)
+        for path in made:
+            with suppress(PermissionError):  # in a directory that we may search and not read
+                files.sync_directory(path.parent)
         present = cls._existing(directory)
         if present is None:
             raise StoreError(directory, "somebody removed the store while it was created: try again")

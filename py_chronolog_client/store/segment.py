@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from py_chronolog_client.errors import InvalidArgumentError
@@ -51,6 +52,7 @@ class Segment:
         self._first_block = first_block
         self._first_path = path
         self._synced = 0
+        self._failed = False
         self.start = len(first_block)
         while True:
             self.number = number
@@ -76,12 +78,18 @@ class Segment:
         Raises:
             OSError: nothing more can be promised for this file.
         """
-        os.fdatasync(self.descriptor)
-        if not self._synced:
-            directory = self.path.parent
-            while directory != self._root.path.parent:
-                sync_directory(directory)
-                directory = directory.parent
+        if self._failed:
+            raise OSError(errno.EIO, "an earlier sync of this file failed", str(self.path))
+        try:
+            os.fdatasync(self.descriptor)
+            if not self._synced:
+                directory = self.path.parent
+                while directory != self._root.path.parent:
+                    sync_directory(directory)
+                    directory = directory.parent
+        except OSError:
+            self._failed = True
+            raise
         self._synced = end
 
     def successor(self, end: int) -> tuple[Segment, int]:
@@ -113,11 +121,14 @@ class Segment:
     def discard(self) -> None:
         """Delete a file that never came into use."""
         self.close()
-        self.path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self.descriptor)
+        """Close the file. Doing it twice is harmless."""
+        descriptor, self.descriptor = self.descriptor, -1  # its number may soon be another file's
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def write_whole(descriptor: int, pieces: Sequence[bytes | bytearray | memoryview], offset: int) -> int:

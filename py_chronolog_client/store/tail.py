@@ -31,6 +31,7 @@ import errno
 import mmap
 import os
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 
 from py_chronolog_client.clock import ClockModel
@@ -100,7 +101,9 @@ class Epoch:
         """Whether somebody has begun to revoke this epoch."""
         try:
             return not len(self.ends)
-        except ValueError:
+        except ValueError as error:
+            if not is_own(error):
+                raise
             return True
 
 
@@ -211,7 +214,8 @@ class Tail:
                 os.symlink(self._real_path, path)
         except BaseException:
             for leftover in {making, self._real_path}:
-                leftover.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):
+                    os.unlink(leftover)
             raise
         finally:
             os.close(descriptor)
@@ -260,8 +264,9 @@ class Tail:
 
     def remove(self) -> None:
         """Delete the file."""
-        self._real_path.unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)
+        for path in {self._real_path, self.path}:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 def reserve(descriptor: int, size_bytes: int) -> None:

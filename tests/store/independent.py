@@ -286,7 +286,7 @@ def read_story(directory: pathlib.Path, boot_id: bytes) -> list[Row]:
                 if item.fields.get("type") == "client" and not number:
                     expected = item.first_sequence
                 closed = item.fields.get("type") == "close"
-                for place, event in enumerate(zip(item.times, item.records, strict=True)):
+                for place, event in enumerate(zip(item.times, item.records, strict=True) if item.records else ()):
                     require(found.setdefault(item.first_sequence + place, event) == event, "two truths")
             number += 1
         require(number, "no segment")

@@ -104,7 +104,7 @@ def check(
 
     Args:
         found: the events of one client or of many, in the order in which a reader got them. Records are different.
-        returned: time and record of every event whose call returned.
+        returned: time (0 where it is unknown) and record of every event whose call returned.
         attempted: every record that was ever given to a call; None where nobody knows.
     """
     found = list(found)
@@ -119,7 +119,7 @@ def check(
     records = [event.record for event in found]
     twice = {record for record in records if records.count(record) > 1} if len(set(records)) < len(records) else ()
     assert not twice, f"logged once and found twice: {sorted(twice)[:3]}"
-    pairs = {(event.time_ns, event.record) for event in found}
+    pairs = {(event.time_ns, event.record) for event in found} | {(0, record) for record in records}
     missing = set(returned) - pairs
     assert not missing, f"{len(missing)} returned events are missing, for instance {sorted(missing)[:3]}"
     if attempted is not None:

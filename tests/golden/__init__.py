@@ -1,0 +1,1 @@
+"""Stores that every later release must be able to read."""

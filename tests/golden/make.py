@@ -1,0 +1,123 @@
+"""Make the golden store of format 1: `python -m tests.golden.make DIRECTORY`.
+
+What it makes must stay readable for ever, so `tests/golden/v1` was made once and is never made again; tests compare
+what this program makes today with it, byte by byte. A new format gets a directory of its own.
+"""
+
+import pathlib
+import sys
+from unittest import mock
+
+from py_chronolog_client.clock import ClockModel
+from py_chronolog_client.engine.base import WriterOptions
+from py_chronolog_client.engine.embedded import EmbeddedEngine
+from py_chronolog_client.store import catalog, owner
+from py_chronolog_client.store.format import TAIL_OPEN, TAIL_STATE_OFFSET, TailHeader, TailState
+from py_chronolog_client.testing.manual_clock import ManualClock
+
+GOLDEN = pathlib.Path(__file__).with_name("v1")
+CHRONICLE, STORY = "golden/chronicle", "störy . 1"
+BOOT_ID = bytes.fromhex("11111111222243338444555555555555")
+CREATED_NS = 1_700_000_000_000_000_000
+PROCESS = {
+    "host": "node-17",
+    "boot_id": "11111111-2222-4333-8444-555555555555",
+    "pid_namespace": "pid:[4026531836]",
+    "pid": 4711,
+    "pid_start": 815,
+    "uid": 1000,
+    "user": "ada",
+    "program": "simulation",
+}
+MODEL = ClockModel(model_id=3, base_ns=10, offset_ns=CREATED_NS - 10, rate=1e-6, window_ns=250, window_rate=1e-9)
+
+FIRST = [
+    (CREATED_NS + 1, b"start"),
+    (CREATED_NS + 1, b""),
+    (CREATED_NS + 5, "naïve — text".encode()),
+    (CREATED_NS + 5, b"\0\xff\x80 no text\0"),
+    (CREATED_NS + 9, b"a batch"),
+    (CREATED_NS + 9, b"of two"),
+    (CREATED_NS + 20, b"after a pause"),
+]
+"""Events of client 1, who released the story, came back for the last one and released it again."""
+SECOND = [(CREATED_NS + 3, b"second"), (CREATED_NS + 5, b"of the second"), (CREATED_NS + 2000, b"x" * 300)]
+"""Events of client 2 that are in blocks; it began at 2**32 - 2."""
+SECOND_TAIL = [(CREATED_NS + 2001, b"newest"), (CREATED_NS + 2**40, b"the very newest")]
+"""Events of client 2 that its death left in its tail."""
+SECOND_BEGIN = 2**32 - 2
+
+
+def rows(*, with_tail: bool) -> list[tuple[int, int, int, bytes]]:
+    """Return what a replay of the golden store delivers."""
+    second = SECOND + (SECOND_TAIL if with_tail else [])
+    return sorted(
+        [(time, 1, number, record) for number, (time, record) in enumerate(FIRST)]
+        + [(time, 2, number, record) for number, (time, record) in enumerate(second, SECOND_BEGIN)]
+    )
+
+
+def make(directory: pathlib.Path) -> None:
+    """Make the store."""
+    with (
+        mock.patch.object(owner, "describe_process", lambda: PROCESS),
+        mock.patch.object(catalog.time, "time_ns", lambda: CREATED_NS),
+        mock.patch.dict("os.environ", {"CHRONOLOG_MODE": "0644"}),
+    ):
+        engine = EmbeddedEngine(directory)
+        engine.create_chronicle(CHRONICLE, {"tier": "gold"})
+        clock = ManualClock(CREATED_NS, MODEL)
+        first = engine.open_writer(CHRONICLE, STORY, {"ünicode": "😀"}, WriterOptions(1, clock, description={"rank": 0}))
+        for time_ns, record in FIRST[:4]:
+            clock.now_ns = time_ns
+            first.log_event(record)
+            if record == b"":
+                first.flush()
+        clock.now_ns = FIRST[4][0]
+        first.log_events([record for _, record in FIRST[4:6]])
+        first.close()
+        clock.now_ns = FIRST[6][0]
+        first = engine.open_writer(CHRONICLE, STORY, {}, WriterOptions(1, clock, first_sequence=6))
+        first.log_event(FIRST[6][1])
+        first.close()
+
+        options = WriterOptions(2, clock, description={"rank": 1, "job": "4242"}, first_sequence=SECOND_BEGIN)
+        clock.now_ns = 0
+        second = engine.open_writer(CHRONICLE, STORY, {}, options)
+        for time_ns, record in SECOND:
+            clock.now_ns = time_ns
+            second.log_event(record)
+            second.flush()
+        (segment,) = directory.glob(f"chronicles/*/stories/*/{2:016x}.log")
+        data = segment.read_bytes()
+        second.close()
+        engine.close()
+        segment.write_bytes(data)  # as its death leaves it: without a close record, with a tail
+        _write_tail(segment.with_suffix(".tail"))
+        engine = EmbeddedEngine(directory)
+        engine.create_chronicle("empty", {})
+        engine.close()
+
+
+def _write_tail(path: pathlib.Path) -> None:
+    layout = TailHeader.layout(2, 5120, 8, BOOT_ID)
+    data = bytearray(layout.tail_bytes)
+    data[:80] = layout.pack()
+    data[TAIL_STATE_OFFSET : TAIL_STATE_OFFSET + 64] = TailState(SECOND_BEGIN + len(SECOND), TAIL_OPEN, MODEL).pack()
+    end = layout.payload_offset
+    for slot, (time_ns, record) in enumerate(SECOND_TAIL):
+        data[end : end + len(record)] = record
+        end += len(record)
+        for column, value in ((layout.times_offset, time_ns), (layout.ends_offset, end)):
+            data[column + 8 * slot : column + 8 * slot + 8] = value.to_bytes(8, "little")
+    path.write_bytes(data)
+
+
+def files(directory: pathlib.Path) -> dict[str, bytes]:
+    """Return the files of a store: path relative to it -> bytes."""
+    found = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): path.read_bytes() for path in found}
+
+
+if __name__ == "__main__":
+    make(pathlib.Path(sys.argv[1]))
