@@ -127,11 +127,11 @@ def _replay(directory: str, story: str, start_ns: str = "0", end_ns: str = str(2
         sys.stdin.readline()
         begin_ns = time.monotonic_ns()
         events = EventList()
-        code = client.ReplayStory(CHRONICLE, story, int(start_ns), int(end_ns), events)
+        for page in client.replay(CHRONICLE, story, int(start_ns), int(end_ns)):
+            events.add_page(page)
         columns = (events.times, events.client_ids, events.sequences)
         columns_s = (time.monotonic_ns() - begin_ns) * 1e-9
         columns_reads = reads.summary()
-        assert code == 0, client.last_error
         size_bytes = sum(column.nbytes for column in columns)
         _tell(events=len(events), columns_s=columns_s, columns_bytes=size_bytes, **columns_reads)
         sys.stdin.readline()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from py_chronolog_client.page import U32, U64, Page
 
 _CHUNK_EVENTS = 4096
+_CHUNK_BYTES = 2**22
 _COLUMNS = ("times", "client_ids", "sequences")
 
 
@@ -111,8 +112,8 @@ class EventList(MutableSequence[Event]):
             yield from [event.record_bytes() for event in self._events]
             return
         for page in self._pages:
-            for start in range(0, len(page), _CHUNK_EVENTS):
-                yield from page.records(start, start + _CHUNK_EVENTS)
+            for records in _chunks(page):
+                yield from records
 
     def _column(self, name: str, of_event: Any) -> U64:
         import numpy as np
@@ -153,8 +154,10 @@ class EventList(MutableSequence[Event]):
             yield from self._events
             return
         for page in self._pages:
-            for start in range(0, len(page), _CHUNK_EVENTS):
-                yield from _events_of(page, start, start + _CHUNK_EVENTS)
+            start = 0
+            for records in _chunks(page):
+                yield from _events_of(page, start, start + len(records), records)
+                start += len(records)
 
     @overload
     def __getitem__(self, place: SupportsIndex) -> Event: ...
@@ -264,14 +267,26 @@ def _checked(event: object) -> Event:
     return event
 
 
-def _events_of(page: Page, start: int, stop: int) -> list[Event]:
+def _chunks(page: Page) -> Iterator[list[bytes]]:
+    """Yield all records of a page, as many at a time as fit a few MiB if they are like those before."""
+    start, count = 0, 8
+    while start < len(page):
+        records = page.records(start, start + count)
+        yield records
+        start += len(records)
+        size_bytes = 1 + sum(map(len, records))
+        count = max(1, min(_CHUNK_EVENTS, 8 * count, len(records) * _CHUNK_BYTES // size_bytes))
+
+
+def _events_of(page: Page, start: int, stop: int, records: list[bytes] | None = None) -> list[Event]:
     """Make the events of a part of a page. Collecting garbage meanwhile would cost more than making them."""
     if start >= stop:
         return []
     collecting = gc.isenabled()
     gc.disable()
     try:
-        records = page.records(start, stop)
+        if records is None:
+            records = page.records(start, stop)
         times, client_ids, sequences = (getattr(page, name)[start:stop].tolist() for name in _COLUMNS)
         return make_events(times, client_ids, sequences, records)
     finally:

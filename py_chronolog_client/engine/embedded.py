@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 TAIL_DIRECTORY_VARIABLE = "CHRONOLOG_TAIL_DIR"
 """Where tails lie: a directory on a node-local file system. Unset: beside the segments."""
 
-_POLL_S = 0.001
+_POLL_S = 0.0005
 _TRIES = 100
 
 

@@ -44,8 +44,8 @@ class _File:
     offset: int = 0
     blocks: dict[int, tuple[int, BlockHeader]] = field(default_factory=dict)
     """first sequence -> (offset, header)"""
-    ended: bool = True
-    """Whether no events are behind the last client or close record, so that nothing need follow."""
+    closed: bool = False
+    """Whether it ends with a close record."""
 
 
 class ClientLog:
@@ -186,7 +186,7 @@ class ClientLog:
                 continue
             if header.kind == KIND_EVENTS and header.count:
                 file.blocks[header.first_sequence] = (file.offset, header)
-                file.ended = False
+                file.closed = False
                 grown = True
             elif header.kind == KIND_RECORD:
                 self._read_record(file, header, report)
@@ -205,7 +205,7 @@ class ClientLog:
             report.damages.append(DamageError(descriptor.path, offset, f"damaged record block: {error}"))
             return
         self._announced = max(self._announced, header.first_sequence)
-        file.ended = file.ended or fields.get("type") == "close"
+        file.closed = fields.get("type") == "close"
         if fields.get("type") == "client":
             if file is self._files[0]:
                 self._first_sequence = header.first_sequence
@@ -239,14 +239,17 @@ class ClientLog:
         file = self._files[-1]
         grown = self._read_headers(file, report)  # it may have been closed a moment ago
         status = os.fstat(file.descriptor.number)
-        if not file.ended:
-            reason = "the end is missing: there is neither a close record nor a tail"
-            report.damages.append(DamageError(file.descriptor.path, status.st_size, reason))
-        elif not file.offset:
-            begun = read_header(file.descriptor.number, 0) is not None or not status.st_size
+        if file.closed:
+            return grown
+        if not file.offset:
+            header = read_header(file.descriptor.number, 0)
+            begun = header is not None and header.client_id == self.client_id or not status.st_size
             if not begun or time.time() - status.st_mtime > owner.LEASE_S:
-                reason = "this is no segment, or it was cut short"
+                reason = "this is no segment of this client, or it was cut short"
                 report.damages.append(DamageError(file.descriptor.path, 0, reason))
+        elif file.blocks or file.offset < status.st_size:
+            reason = "the end is missing: there is neither a close record nor a tail"
+            report.damages.append(DamageError(file.descriptor.path, file.offset, reason))
         return grown
 
     def _arrange(self, tail: TailStretch | None, tail_end: int, report: ScanReport) -> None:
@@ -268,13 +271,22 @@ class ClientLog:
                 del file.blocks[first]
                 file.offset = offset  # an append that has not finished: look again next time
                 continue
+            if stretches and header.first_time < stretches[-1].last_time:
+                reason = "its times are before those of the events before it"
+                report.damages.append(DamageError(file.descriptor.path, offset, reason))
+                continue
             self._note_gap(expected, first, report)
             stretches.append(BlockStretch(file.descriptor, offset, header))
             expected = header.end_sequence
         if tail is not None and tail.end_sequence > expected:
-            self._note_gap(expected, tail.first_sequence, report)
-            stretches.append(tail.behind(expected))
-            expected = tail.end_sequence
+            newest = tail.behind(expected)
+            if stretches and newest.first_time < stretches[-1].last_time:
+                reason = "its times are before those of the blocks"
+                report.damages.append(DamageError(self._tail_path, 0, reason))
+            else:
+                self._note_gap(expected, tail.first_sequence, report)
+                stretches.append(newest)
+                expected = tail.end_sequence
         self.end_sequence = max(expected, tail_end, self._announced)
         self._note_gap(expected, self.end_sequence, report)
         self._stretches, self._starts = stretches, [stretch.first_sequence for stretch in stretches]

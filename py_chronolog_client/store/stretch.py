@@ -199,7 +199,10 @@ class BlockStretch(Stretch):
             buffer = _local.buffer = memoryview(bytearray(_PIECE_BYTES))
         crc, left = 0, self._header.payload_bytes
         while left:
-            size_bytes = os.preadv(self._file.number, [buffer[: min(left, _PIECE_BYTES)]], offset)
+            try:
+                size_bytes = os.preadv(self._file.number, [buffer[: min(left, _PIECE_BYTES)]], offset)
+            except OSError as error:
+                raise self._damage(f"cannot be read: {error.strerror}") from error
             if not size_bytes:
                 raise self._damage("the file ends inside the block")
             crc = zlib.crc32(buffer[:size_bytes], crc)

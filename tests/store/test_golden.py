@@ -83,9 +83,7 @@ def test_everything_else_in_it() -> None:
     }
     assert engine.snapshot(make.CHRONICLE, make.STORY) == {1: 7, 2: make.SECOND_BEGIN + len(make.SECOND)}
     pages = list(engine.scan(make.CHRONICLE, make.STORY))
-    assert [page.windows_ns().tolist() for page in pages] == [[250] + [251] * (len(make.rows(with_tail=False)) - 1)] or all(
-        250 <= window <= 253 for page in pages for window in page.windows_ns().tolist()
-    )
+    assert {window for page in pages for window in page.windows_ns().tolist()} == {251}  # 250 and the drift, rounded up
     engine.close()
 
 
