@@ -406,6 +406,9 @@ class Appender(Writer):
                     raise
                 logger.warning("%s: sync failed (%s), going on in a new segment", segment.path, error)
                 segment, offset = segment.successor(offset)
+                if pen.revoked:  # who did it goes on elsewhere, and is to have the newest segment
+                    segment.discard()
+                    return self._flush(claim)
                 self._own.segments.append(segment)
                 pen.stored = Stored(sequence, segment, offset)
         self._own.acknowledged = max(self._own.acknowledged, sequence)

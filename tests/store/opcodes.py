@@ -1,9 +1,10 @@
 """Interrupt a call at a chosen bytecode, as a signal handler could: deterministic, and finer than any real signal."""
 
+import dis
 import gc
 import sys
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 
@@ -24,12 +25,16 @@ class Interruption:
         where: the place where it was called last.
     """
 
-    def __init__(self, action: Callable[[], object], due: Callable[[int], bool]) -> None:
+    def __init__(
+        self, action: Callable[[], object], due: Callable[[int], bool], *, where_signals_are: bool = False
+    ) -> None:
         """Prepare it.
 
         Args:
             action: what the handler does.
             due: tells for the number of a bytecode, from 1, whether the action comes before it.
+            where_signals_are: count only bytecodes before which CPython looks for signals: at the start of a function,
+                behind a call, and at the end of a loop's body.
         """
         self.count = 0
         self.fired = 0
@@ -38,6 +43,9 @@ class Interruption:
         self._due = due
         self._own = {__file__, sys._getframe(1).f_code.co_filename}
         self._before: Any = None
+        self._where_signals_are = where_signals_are
+        self._codes: dict[CodeType, bytes] = {}
+        self._last: dict[FrameType, str] = {}
 
     def __enter__(self) -> "Interruption":
         gc.disable()  # what is thrown into a destructor is lost
@@ -49,6 +57,7 @@ class Interruption:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         sys.settrace(self._before)
+        self._last.clear()
         gc.enable()
 
     def _enter_frame(self, frame: FrameType, event: str, argument: object) -> Any:
@@ -59,13 +68,23 @@ class Interruption:
         return self._step
 
     def _step(self, frame: FrameType, event: str, argument: object) -> Any:
-        if event == "opcode":
+        if event == "opcode" and (not self._where_signals_are or self._looks_for_signals(frame)):
             self.count += 1
             if self._due(self.count):
                 self.fired += 1
                 self.where = f"{frame.f_code.co_name}, line {frame.f_lineno} of {frame.f_code.co_filename}"
                 self._action()
         return self._step
+
+
+    def _looks_for_signals(self, frame: FrameType) -> bool:
+        code = frame.f_code
+        if code not in self._codes:
+            self._codes[code] = code.co_code
+        name = dis.opname[self._codes[code][frame.f_lasti]]
+        last = self._last.get(frame, "")
+        self._last[frame] = name
+        return name == "RESUME" or name.startswith("JUMP_BACKWARD") or last.startswith(("CALL", "PRECALL"))
 
 
 def at(number: int) -> Callable[[int], bool]:

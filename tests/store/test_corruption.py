@@ -214,9 +214,8 @@ def test_a_segment_cut_anywhere(store: pathlib.Path) -> None:
         whole = sum(stop <= length for _, stop in BOUNDS[1 : 1 + len(BLOCKS)])
         assert own(found) == survivors(set(range(whole, len(BLOCKS)))), f"cut at {length}"
         if length > born:
-            (end,) = (stop for start, stop in BOUNDS if start <= length < stop)
             (begin,) = (start for start, stop in BOUNDS if start <= length < stop)
-            assert found.places == [(path.name, begin if length < end else length)], f"cut at {length}"
+            assert found.places == [(path.name, begin)], f"cut at {length}"
             assert "neither a close record nor a tail" in str(found.report.damages[0])
         elif 0 < length < 128:
             assert found.places == [(path.name, 0)], f"cut at {length}"
@@ -504,22 +503,17 @@ def replay_bounded(stores: list[pathlib.Path], room_bytes: int = 64 << 20) -> It
 @pytest.mark.parametrize("sparse", [False, True], ids=["short", "sparse"])
 def test_headers_that_ask_for_much(tmp_path: pathlib.Path, sparse: bool) -> None:
     """Also in a file that is as large as the header says, but holds nothing."""
-    stores = [make_store(tmp_path / str(number)) for number in range(len(BOMBS))]
-    for bomb, store in zip(BOMBS, stores, strict=True):
+    bombs = [bomb for bomb in BOMBS if not sparse or {"count", "payload_bytes"} & bomb.keys()]
+    stores = [make_store(tmp_path / str(number)) for number in range(len(bombs))]
+    for bomb, store in zip(bombs, stores, strict=True):
         path = reading.segment(story(store), 1)
         path.write_bytes(PIECES[0] + PIECES[1] + header_of(PIECES[2], **bomb) + PIECES[3] + PIECES[4])
         if sparse:
-            os.truncate(path, 2**37)
-    began_s = time.monotonic()
-    if sparse:  # looking through 128 GiB of nothing takes long, and these need it: only what the limits allow
-        stores = [store for bomb, store in zip(BOMBS, stores, strict=True) if bomb.get("payload_bytes") == 2**27]
-        for store in stores:
-            os.truncate(reading.segment(story(store), 1), 2**28)
-    for number, (rows, places, _) in enumerate(replay_bounded(stores)):
-        assert set(rows) <= set(ROWS + OTHER_ROWS), f"a wrong event of bomb {BOMBS[number]}"
-        assert set(OTHER_ROWS) | set(survivors({1, 2})) <= set(rows)
-        assert places or BOMBS[number].get("kind") == 0, "nothing is said"
-    assert time.monotonic() - began_s < 50
+            os.truncate(path, 2**28)
+    for bomb, (rows, places, _) in zip(bombs, replay_bounded(stores), strict=True):
+        assert set(rows) <= set(ROWS + OTHER_ROWS), f"a wrong event of {bomb}"
+        assert set(OTHER_ROWS) | set(survivors({1, 2})) <= set(rows), bomb
+        assert places or bomb.get("kind") == 0, f"nothing is said of {bomb}"
 
 
 @pytest.mark.slow
