@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from py_chronolog_client.clock import Clock, SystemClock
 from py_chronolog_client.conf import ClientPortalServiceConf, ClientQueryServiceConf, open_engine
@@ -134,6 +135,8 @@ class Client:
             raise TypeError(f"portal_conf is a ClientPortalServiceConf, not {type(portal_conf).__name__}")
         if query_conf is not None and not isinstance(query_conf, ClientQueryServiceConf):
             raise TypeError(f"query_conf is a ClientQueryServiceConf, not {type(query_conf).__name__}")
+        if client_id is not None and not isinstance(client_id, int):
+            raise TypeError(f"client_id is a whole number, not {type(client_id).__name__}")
         if client_id is not None and not 0 <= client_id < 2**63:
             raise InvalidArgumentError(f"client_id {client_id} is not between 0 and 2**63 - 1")
         if durability not in ("process", "node"):
@@ -224,14 +227,19 @@ class Client:
             engine = self._named(chronicle_name, story_name)
             if key not in self._handles:
                 assert self._clock is not None
-                options = WriterOptions(
-                    self._client_id,
-                    self._clock,
-                    self._durability,
-                    self._description,
-                    first_sequence=self._next_sequences.get(key, 0),
-                )
-                writer = engine.open_writer(chronicle_name, story_name, attributes, options)
+                options = WriterOptions(self._client_id, self._clock, self._durability, self._description)
+                first = self._next_sequences.get(key, 0)
+                try:
+                    writer = engine.open_writer(
+                        chronicle_name, story_name, attributes, replace(options, first_sequence=first)
+                    )
+                except InvalidArgumentError:
+                    if not first:
+                        raise
+                    # A full disk kept the last release from finishing, and the old id still has events in its tail.
+                    options = replace(options, client_id=new_client_id())
+                    writer = engine.open_writer(chronicle_name, story_name, attributes, options)
+                    self._next_sequences[key] = 0
                 self._handles[key] = writer, StoryHandle(writer, lambda: self.ReleaseStory(*key))
             handles.append(self._handles[key][1])
 
@@ -298,9 +306,7 @@ class Client:
         """
         if not isinstance(event_series, EventList):
             raise TypeError(f"event_series is an EventList, not {type(event_series).__name__}")
-        for name, value in (("start", start), ("end", end)):
-            if type(value) is not int or not 0 <= value <= MAX_TIME_NS:
-                raise TypeError(f"{name} is a time, a whole number from 0 to 2**64 - 1, not {value!r}")
+        start, end = _time("start", start), _time("end", end)
 
         def replay() -> None:
             report = ScanReport()
@@ -314,6 +320,14 @@ class Client:
                     story_name,
                     chronicle_name,
                     report.disbelieved,
+                )
+            if report.unseen:
+                logger.warning(
+                    "story %r of %r: the tails of %d clients cannot be seen from this machine; their newest events "
+                    "are not in the replay",
+                    story_name,
+                    chronicle_name,
+                    report.unseen,
                 )
             if report.damages:
                 raise report.damages[0]
@@ -395,6 +409,14 @@ class Client:
     def _named(self, *names: str) -> Engine:
         _check_names(*names)
         return self._connected()
+
+
+def _time(name: str, value: SupportsIndex) -> int:
+    """Return a time as an int; numpy's integers are times too."""
+    time_ns = value.__index__() if hasattr(value, "__index__") else -1
+    if not 0 <= time_ns <= MAX_TIME_NS:
+        raise TypeError(f"{name} is a time, a whole number from 0 to 2**64 - 1, not {value!r}")
+    return time_ns
 
 
 def _check_names(*names: str) -> None:

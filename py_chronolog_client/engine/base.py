@@ -142,6 +142,8 @@ class ScanReport:
     """Events that are known to have been there and could not be delivered."""
     disbelieved: int = 0
     """Newest events of clients of another machine that a reboot may have torn, so they were left out."""
+    unseen: int = 0
+    """Clients that did not close and whose newest events lie where this machine cannot look."""
 
 
 class Engine(ABC):

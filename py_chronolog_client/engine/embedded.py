@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from py_chronolog_client.engine.base import (
 )
 from py_chronolog_client.errors import ClosedError, InvalidArgumentError, NotFoundError
 from py_chronolog_client.store.catalog import Catalog
+from py_chronolog_client.store.files import os_errors
 from py_chronolog_client.store.records import read_client_record
 from py_chronolog_client.store.root import StoreRoot
 
@@ -94,13 +96,9 @@ class EmbeddedEngine(Engine):
 
         for _ in range(_TRIES):
             directory = self._catalog.ensure_story(chronicle, story, attributes)
-            try:
+            # Where somebody has destroyed the story meanwhile, it is made again, if the chronicle is there.
+            with suppress(NotFoundError), os_errors(directory), suppress(FileNotFoundError):
                 return Appender(self._catalog, directory, options, tail_directory())
-            except (
-                NotFoundError,
-                FileNotFoundError,
-            ):  # somebody has destroyed the story meanwhile: make it again, if the chronicle is there
-                continue
         raise NotFoundError(f"story {story!r} of {chronicle!r} is destroyed as often as it is made: give up")
 
     def clients(self, chronicle: str, story: str) -> dict[int, dict[str, Any]]:

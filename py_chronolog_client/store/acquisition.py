@@ -99,6 +99,19 @@ def clients(story_directory: Path) -> list[int]:
     return sorted(_segments(os.listdir(story_directory)))
 
 
+def segments(story_directory: Path) -> dict[int, list[int]]:
+    """Return the numbers of the segments of every client, rising: 0 is `<client>.log`.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    numbers: dict[int, list[int]] = {}
+    for match in map(_SEGMENT.fullmatch, os.listdir(story_directory)):
+        if match:
+            numbers.setdefault(int(match[1], 16), []).append(int(match[2] or 0))
+    return {client_id: sorted(numbers[client_id]) for client_id in sorted(numbers)}
+
+
 def holders(story_directory: Path) -> list[dict[str, Any]]:
     """Return what the living clients that hold a story say of themselves, by client id.
 

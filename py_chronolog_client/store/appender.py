@@ -405,10 +405,10 @@ class Appender(Writer):
                 if not is_own(error):
                     raise
                 logger.warning("%s: sync failed (%s), going on in a new segment", segment.path, error)
-                segment, offset = segment.successor(offset)
-                if pen.revoked:  # who did it goes on elsewhere, and is to have the newest segment
-                    segment.discard()
+                successor = segment.successor(offset, lambda: not pen.revoked)
+                if successor is None:  # who has revoked the pen goes on in a segment of his own
                     return self._flush(claim)
+                segment, offset = successor
                 self._own.segments.append(segment)
                 pen.stored = Stored(sequence, segment, offset)
         self._own.acknowledged = max(self._own.acknowledged, sequence)

@@ -8,8 +8,8 @@ the tail in between is then found in a block.
 from __future__ import annotations
 
 import os
-import time
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import numpy as np
 from py_chronolog_client.engine.base import ScanReport
 from py_chronolog_client.errors import DamageError
 from py_chronolog_client.page import U64
-from py_chronolog_client.store import owner
 from py_chronolog_client.store.blocks import complete_block, read_exactly, read_header
 from py_chronolog_client.store.format import (
     ALIGNMENT,
@@ -44,8 +43,8 @@ class _File:
     offset: int = 0
     blocks: dict[int, tuple[int, BlockHeader]] = field(default_factory=dict)
     """first sequence -> (offset, header)"""
-    closed: bool = False
-    """Whether it ends with a close record."""
+    unended: bool = False
+    """Whether there are events behind the last client or close record."""
 
 
 class ClientLog:
@@ -67,12 +66,18 @@ class ClientLog:
         self._tail_path = f"{self._base_path}.tail"
         self._first_sequence = self._announced = 0
         self._files: list[_File] = []
+        self._next_number = 0
         self._stretches: list[Stretch] = []
         self._starts: list[int] = []
 
-    def refresh(self, report: ScanReport) -> None:
-        """Learn what the client has written since the last time."""
-        if self.closing is not None and not os.path.exists(self._path(len(self._files))):
+    def refresh(self, numbers: Sequence[int], report: ScanReport) -> None:
+        """Learn what the client has written since the last time.
+
+        Args:
+            numbers: of the segments that there are now, rising.
+            report: where to note what is wrong.
+        """
+        if self.closing is not None and not self._came_back(numbers):
             return
         tail: TailStretch | None = None
         tail_end, disbelieved = -1, False
@@ -83,13 +88,17 @@ class ClientLog:
             copy = None
         if copy is not None:
             tail, tail_end, disbelieved = copy.events, copy.end_sequence, copy.disbelieved
-            if tail is None and tail_end == self.end_sequence and self._stretches and not disbelieved:
+            if copy.unchanged and not disbelieved:
                 return
-        grown = self._open_files(report)
+        grown = self._open_files(numbers, report)
         for file in self._files:
             grown = self._read_headers(file, report) or grown
+            if not file.offset:
+                reason = "this is no segment of this client, or it was cut short"
+                report.damages.append(DamageError(file.descriptor.path, 0, reason))
         if copy is None:
             grown = self._look_for_an_end(report) or grown
+            report.unseen += self.closing is None and os.path.islink(self._tail_path)
         if disbelieved:
             blocks_end = max(
                 (header.end_sequence for file in self._files for _, header in file.blocks.values()), default=0
@@ -98,6 +107,11 @@ class ClientLog:
             tail, tail_end = None, -1
         if grown or tail is not None:
             self._arrange(tail, tail_end, report)
+
+    def _came_back(self, numbers: Sequence[int]) -> bool:
+        """Tell whether there is something behind the close record."""
+        file = self._files[-1]
+        return os.fstat(file.descriptor.number).st_size > file.offset or numbers[-1] >= self._next_number
 
     def stretches(self, start: int, stop: int) -> list[Stretch]:
         """Return the stretches that hold events from `start` up to `stop` (not included), in order."""
@@ -146,17 +160,18 @@ class ClientLog:
     def _path(self, number: int) -> str:
         return f"{self._base_path}.{number}.log" if number else f"{self._base_path}.log"
 
-    def _open_files(self, report: ScanReport) -> bool:
-        """Open the segments that are new; say whether there are any."""
+    def _open_files(self, numbers: Sequence[int], report: ScanReport) -> bool:
+        """Open the segments that are new; say whether there are any. A number that is missing is damage."""
         before = len(self._files)
-        while True:
+        for number in range(self._next_number, numbers[-1] + 1):
             try:
-                self._files.append(_File(Descriptor(self._path(len(self._files)))))
+                self._files.append(_File(Descriptor(self._path(number))))
             except FileNotFoundError:
-                return len(self._files) > before
+                report.damages.append(DamageError(self._path(number), 0, "this segment is missing"))
             except DamageError as error:
                 report.damages.append(error)
-                return len(self._files) > before
+        self._next_number = numbers[-1] + 1
+        return len(self._files) > before
 
     def _read_headers(self, file: _File, report: ScanReport) -> bool:
         """Read the headers behind those already read; say whether there are new blocks."""
@@ -186,7 +201,7 @@ class ClientLog:
                 continue
             if header.kind == KIND_EVENTS and header.count:
                 file.blocks[header.first_sequence] = (file.offset, header)
-                file.closed = False
+                file.unended = True
                 grown = True
             elif header.kind == KIND_RECORD:
                 self._read_record(file, header, report)
@@ -205,9 +220,9 @@ class ClientLog:
             report.damages.append(DamageError(descriptor.path, offset, f"damaged record block: {error}"))
             return
         self._announced = max(self._announced, header.first_sequence)
-        file.closed = fields.get("type") == "close"
+        file.unended = file.unended and fields.get("type") not in ("client", "close")
         if fields.get("type") == "client":
-            if file is self._files[0]:
+            if file is self._files[0] and not offset:
                 self._first_sequence = header.first_sequence
             self.description = self.description or fields
             self.closing = None  # the client came back
@@ -234,20 +249,12 @@ class ClientLog:
         Returns:
             Whether there are new blocks after all.
         """
-        if not self._files or os.path.lexists(self._tail_path):
+        if not self._files or not self._files[-1].offset or os.path.lexists(self._tail_path):
             return False
         file = self._files[-1]
         grown = self._read_headers(file, report)  # it may have been closed a moment ago
         status = os.fstat(file.descriptor.number)
-        if file.closed:
-            return grown
-        if not file.offset:
-            header = read_header(file.descriptor.number, 0)
-            begun = header is not None and header.client_id == self.client_id or not status.st_size
-            if not begun or time.time() - status.st_mtime > owner.LEASE_S:
-                reason = "this is no segment of this client, or it was cut short"
-                report.damages.append(DamageError(file.descriptor.path, 0, reason))
-        elif file.blocks or file.offset < status.st_size:
+        if file.unended or (self.closing is None and file.offset < status.st_size):
             reason = "the end is missing: there is neither a close record nor a tail"
             report.damages.append(DamageError(file.descriptor.path, file.offset, reason))
         return grown
@@ -257,6 +264,8 @@ class ClientLog:
         chosen: dict[int, tuple[_File, int, BlockHeader]] = {}
         for file in self._files:  # a later segment repeats what an earlier one may have lost
             chosen |= {first: (file, offset, header) for first, (offset, header) in file.blocks.items()}
+        if tail is not None and max(chosen, default=0) >= tail.end_sequence:
+            tail = None  # it was copied before it rolled: now blocks have all of it
         stretches: list[Stretch] = []
         expected = min(self._first_sequence, *chosen, self._announced)
         for first in sorted(chosen):

@@ -120,6 +120,22 @@ def write_file(path: str | os.PathLike[str], data: bytes, mode: int, *, sync: bo
         raise
 
 
+def appear(making: Path, path: Path) -> None:
+    """Let a file that is made appear at `path`, if nothing is there; it keeps its old name too where there are hard links.
+
+    Where the file system has none, it is renamed, whatever is there.
+
+    Raises:
+        FileExistsError: something is there.
+    """
+    try:
+        os.link(making, path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.rename(making, path)
+
+
 def publish_file(path: Path, data: bytes, mode: int, *, sync: bool = False) -> bool:
     """Let a file appear whole at `path`; of several who try exactly one succeeds, the others return False.
 
@@ -134,15 +150,11 @@ def publish_file(path: Path, data: bytes, mode: int, *, sync: bool = False) -> b
     write_file(making, data, mode, sync=sync)
     try:
         try:
-            os.link(making, path, follow_symlinks=False)
+            appear(making, path)
         except FileExistsError:
             # A network file system may have done it and lost the answer.
             if not os.path.samestat(os.lstat(path), os.lstat(making)):
                 return False
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            os.rename(making, path)
         if sync:
             sync_directory(path.parent)
         return True

@@ -5,19 +5,22 @@ to the same place again is harmless, and a block that came out short is written 
 
 A failed fdatasync is final: the kernel may have dropped the pages and will report success from then on. So a
 segment that failed once is never trusted again: its blocks since the last good sync are copied to a
-successor, which is synced instead.
+successor, which is synced instead. The successor is made under a name that readers ignore, and gets the next
+number when all that is done: what has a number is never removed.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+import resource
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from py_chronolog_client.errors import InvalidArgumentError
-from py_chronolog_client.store.files import sync_directory
+from py_chronolog_client.store.files import appear, sync_directory, temporary_beside
+from py_chronolog_client.store.format import padded
 from py_chronolog_client.store.root import StoreRoot
 
 _COPY_BYTES = 2**20
@@ -36,14 +39,14 @@ class Segment:
     def __init__(
         self, root: StoreRoot, path: Path, first_block: bytes, number: int = 0, *, returning: bool = False
     ) -> None:
-        """Create a segment.
+        """Create a segment, which appears with its first block or not at all.
 
         Args:
             root: the store.
             path: name of the client's first segment, `<client>.log`.
             first_block: the client record.
             number: 0 for `path` itself.
-            returning: the client may have segments already; take the first number from `number` on that is free.
+            returning: go on in the client's last segment, if it has one.
 
         Raises:
             InvalidArgumentError: there is such a segment, and the client is not `returning`.
@@ -53,23 +56,40 @@ class Segment:
         self._first_path = path
         self._synced = 0
         self._failed = False
-        self.start = len(first_block)
-        while True:
-            self.number = number
-            self.path = path.with_suffix(f".{number}.log") if number else path
-            try:
-                self.descriptor = root.create_file(self.path, os.O_RDWR)
-                break
-            except FileExistsError:
-                if not returning:
-                    raise InvalidArgumentError(
-                        f"{path}: this client id is taken, every client has its own"
-                    ) from None
-                number += 1
+        self.number = number
+        self.path = _numbered(path, number)
+        self._is_new = not (returning and self.path.exists())
+        if not self._is_new:
+            self._go_on()
+        else:
+            self._create()
+
+    def _create(self) -> None:
+        making = temporary_beside(self.path)
+        self.descriptor = self._root.create_file(making, os.O_RDWR)
         try:
-            write_whole(self.descriptor, [first_block], 0)
+            self.start = write_whole(self.descriptor, [self._first_block], 0)
+            appear(making, self.path)
+        except FileExistsError:
+            self.close()
+            raise InvalidArgumentError(
+                f"{self.path}: this client id is taken, every client has its own"
+            ) from None
         except BaseException:
-            self.discard()
+            self.close()
+            raise
+        finally:
+            making.unlink(missing_ok=True)
+
+    def _go_on(self) -> None:
+        while (following := _numbered(self._first_path, self.number + 1)).exists():
+            self.number, self.path = self.number + 1, following
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            end = padded(os.fstat(self.descriptor).st_size)
+            self.start = end + write_whole(self.descriptor, [self._first_block], end)
+        except BaseException:
+            self.close()
             raise
 
     def sync(self, end: int) -> None:
@@ -92,17 +112,20 @@ class Segment:
             raise
         self._synced = end
 
-    def successor(self, end: int) -> tuple[Segment, int]:
+    def successor(self, end: int, is_wanted: Callable[[], bool]) -> tuple[Segment, int] | None:
         """Make the next segment, with the blocks of this one from the last good sync up to `end`, and sync it.
 
+        Args:
+            end: offset behind the last block.
+            is_wanted: tells, at the last moment, whether the caller may still go on in it.
+
         Returns:
-            The segment and the offset behind its blocks.
+            The segment and the offset behind its blocks, or None if it is not wanted any more.
 
         Raises:
             OSError: it failed as well.
         """
-        number = self.number + 1
-        successor = Segment(self._root, self._first_path, self._first_block, number, returning=True)
+        successor = Segment(self._root, temporary_beside(self._first_path), self._first_block)
         try:
             source, target = max(self._synced, self.start), successor.start
             while source < end:
@@ -113,22 +136,47 @@ class Segment:
                 source += len(piece)
                 target += len(piece)
             successor.sync(target)
+            if successor._become(self._first_path, self.number + 1, is_wanted):
+                return successor, target
         except BaseException:
             successor.discard()
             raise
-        return successor, target
+        successor.discard()
+        return None
+
+    def _become(self, first_path: Path, number: int, is_wanted: Callable[[], bool]) -> bool:
+        """Take the first number from `number` on that is free; return False if that is not wanted."""
+        making = self.path
+        while is_wanted():
+            path = _numbered(first_path, number)
+            try:
+                appear(making, path)
+            except FileExistsError:
+                number += 1
+                continue
+            self._first_path, self.path, self.number = first_path, path, number
+            with suppress(FileNotFoundError):
+                os.unlink(making)
+            sync_directory(path.parent)
+            return True
+        return False
 
     def discard(self) -> None:
-        """Delete a file that never came into use."""
+        """Give up a file that never came into use: delete it, if it was made here."""
         self.close()
-        with suppress(FileNotFoundError):
-            os.unlink(self.path)
+        if self._is_new:
+            with suppress(FileNotFoundError):
+                os.unlink(self.path)
 
     def close(self) -> None:
         """Close the file. Doing it twice is harmless."""
         descriptor, self.descriptor = self.descriptor, -1  # its number may soon be another file's
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_suffix(f".{number}.log") if number else path
 
 
 def write_whole(descriptor: int, pieces: Sequence[bytes | bytearray | memoryview], offset: int) -> int:
@@ -139,5 +187,7 @@ def write_whole(descriptor: int, pieces: Sequence[bytes | bytearray | memoryview
     """
     size_bytes = sum(memoryview(piece).nbytes for piece in pieces)
     if os.pwritev(descriptor, pieces, offset) < size_bytes:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        limit_bytes = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        reason = errno.EFBIG if 0 <= limit_bytes < offset + size_bytes else errno.ENOSPC
+        raise OSError(reason, os.strerror(reason))
     return size_bytes

@@ -50,13 +50,13 @@ class StoryLog:
             StoreError: this process may not open as many files as there are clients.
         """
         try:
-            wanted = acquisition.clients(self._directory) if clients is None else clients
+            segments = acquisition.segments(self._directory)
         except FileNotFoundError as error:
             raise NotFoundError(f"{self._directory}: the story has just been destroyed") from error
-        for client_id in wanted:
+        for client_id in segments if clients is None else segments.keys() & set(clients):
             if client_id not in self.clients:
                 self.clients[client_id] = ClientLog(self._directory, client_id)
-            self.clients[client_id].refresh(report)
+            self.clients[client_id].refresh(segments[client_id], report)
 
     def snapshot(self) -> Snapshot:
         """Return the high-water mark of every client."""

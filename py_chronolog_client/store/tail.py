@@ -35,6 +35,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from py_chronolog_client.clock import ClockModel
+from py_chronolog_client.errors import InvalidArgumentError
+from py_chronolog_client.store.files import appear
 from py_chronolog_client.store.format import (
     TAIL_CLOSED,
     TAIL_STATE_BYTES,
@@ -197,6 +199,7 @@ class Tail:
             state: the changing part of its header.
 
         Raises:
+            InvalidArgumentError: there is a tail of this client already.
             OSError: there is no room, or the file system refuses.
         """
         self.layout = layout
@@ -209,16 +212,17 @@ class Tail:
             os.pwrite(descriptor, layout.pack(), 0)
             os.pwrite(descriptor, state.pack(), TAIL_STATE_OFFSET)
             self.mapping = mmap.mmap(descriptor, layout.tail_bytes)
-            os.rename(making, self._real_path)
+            appear(making, self._real_path)
             if directory is not None:
                 os.symlink(self._real_path, path)
-        except BaseException:
-            for leftover in {making, self._real_path}:
-                with suppress(FileNotFoundError):
-                    os.unlink(leftover)
-            raise
+        except FileExistsError:
+            raise InvalidArgumentError(
+                f"{path}: the tail of this client still holds events: take a new client id"
+            ) from None
         finally:
             os.close(descriptor)
+            with suppress(FileNotFoundError):
+                os.unlink(making)
         self._no_ends = bytes(8 * layout.capacity)
         self._known = (-1, 0)
 

@@ -37,14 +37,18 @@ class TailCopy:
         end_sequence: the sequence number behind its last event: the client's high-water mark.
         events: the events, or None where there are none.
         disbelieved: whether they may be torn, because the tail is another boot's.
+        unchanged: whether `events` is None because nothing is new, in the blocks neither.
     """
 
-    __slots__ = ("disbelieved", "end_sequence", "events")
+    __slots__ = ("disbelieved", "end_sequence", "events", "unchanged")
 
-    def __init__(self, end_sequence: int, events: TailStretch | None, disbelieved: bool) -> None:
+    def __init__(
+        self, end_sequence: int, events: TailStretch | None, disbelieved: bool, *, unchanged: bool = False
+    ) -> None:
         self.end_sequence = end_sequence
         self.events = events
         self.disbelieved = disbelieved
+        self.unchanged = unchanged
 
 
 def copy_tail(path: str, client_id: int, known_end: int = -1) -> TailCopy | None:
@@ -76,8 +80,12 @@ def copy_tail(path: str, client_id: int, known_end: int = -1) -> TailCopy | None
         base = TailState.unpack(state).base
         if base + count > MAX_SEQUENCE:
             raise DamageError(path, TAIL_STATE_OFFSET, f"the number {base} of its first event is impossible")
-        if not count or base + count == known_end:
-            return TailCopy(base + count, None, disbelieved)
+        if not count:  # also while it is being recycled, so there may be more in blocks than `base` says
+            return TailCopy(base, None, disbelieved)
+        if base + count == known_end:
+            if _read(file, TAIL_STATE_BYTES, TAIL_STATE_OFFSET) != state:
+                continue
+            return TailCopy(known_end, None, disbelieved, unchanged=True)
         _order_stores()
         times = _words(file, count, header.times_offset)
         end = min(int(ends[count - 1]), header.tail_bytes)
@@ -86,10 +94,11 @@ def copy_tail(path: str, client_id: int, known_end: int = -1) -> TailCopy | None
         if _read(file, TAIL_STATE_BYTES, TAIL_STATE_OFFSET) != state:
             continue
         count = _agreed(ends[:count], again)
+        if not count:  # it is being recycled
+            continue
         ends, times = ends[:count], times[:count]
         sound = (
-            count
-            and int(ends[0]) >= header.payload_offset
+            int(ends[0]) >= header.payload_offset
             and int(ends[-1]) <= header.tail_bytes
             and bool(np.all(ends[1:] >= ends[:-1]))
             and bool(np.all(times[1:] >= times[:-1]))

@@ -29,7 +29,9 @@ PROCESS = {
     "user": "ada",
     "program": "simulation",
 }
-MODEL = ClockModel(model_id=3, base_ns=10, offset_ns=CREATED_NS - 10, rate=1e-6, window_ns=250, window_rate=1e-9)
+MODEL = ClockModel(
+    model_id=3, base_ns=10, offset_ns=CREATED_NS - 10, rate=1e-6, window_ns=250, window_rate=1e-9
+)
 
 FIRST = [
     (CREATED_NS + 1, b"start"),
@@ -67,7 +69,9 @@ def make(directory: pathlib.Path) -> None:
         engine = EmbeddedEngine(directory)
         engine.create_chronicle(CHRONICLE, {"tier": "gold"})
         clock = ManualClock(CREATED_NS, MODEL)
-        first = engine.open_writer(CHRONICLE, STORY, {"ünicode": "😀"}, WriterOptions(1, clock, description={"rank": 0}))
+        first = engine.open_writer(
+            CHRONICLE, STORY, {"ünicode": "😀"}, WriterOptions(1, clock, description={"rank": 0})
+        )
         for time_ns, record in FIRST[:4]:
             clock.now_ns = time_ns
             first.log_event(record)
@@ -103,7 +107,9 @@ def _write_tail(path: pathlib.Path) -> None:
     layout = TailHeader.layout(2, 5120, 8, BOOT_ID)
     data = bytearray(layout.tail_bytes)
     data[:80] = layout.pack()
-    data[TAIL_STATE_OFFSET : TAIL_STATE_OFFSET + 64] = TailState(SECOND_BEGIN + len(SECOND), TAIL_OPEN, MODEL).pack()
+    data[TAIL_STATE_OFFSET : TAIL_STATE_OFFSET + 64] = TailState(
+        SECOND_BEGIN + len(SECOND), TAIL_OPEN, MODEL
+    ).pack()
     end = layout.payload_offset
     for slot, (time_ns, record) in enumerate(SECOND_TAIL):
         data[end : end + len(record)] = record

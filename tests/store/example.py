@@ -32,7 +32,10 @@ PROCESS = {
 def segment() -> bytes:
     """Let the package write two events and return the segment."""
     clock = ManualClock(FIRST_NS)
-    with tempfile.TemporaryDirectory() as store, mock.patch.object(owner, "describe_process", lambda: PROCESS):
+    with (
+        tempfile.TemporaryDirectory() as store,
+        mock.patch.object(owner, "describe_process", lambda: PROCESS),
+    ):
         engine = EmbeddedEngine(store)
         engine.create_chronicle("c", {})
         writer = engine.open_writer("c", "s", {}, WriterOptions(CLIENT_ID, clock))

@@ -100,7 +100,13 @@ def client_record(client_id: int, first_sequence: int = 0, **more: Any) -> bytes
 
 def close_record(client_id: int, next_sequence: int, **more: Any) -> bytes:
     """Return the last block of a segment that was closed."""
-    fields = {"type": "close", "reason": "released", "closed_ns": 6, "next_sequence": next_sequence, "lost": {}}
+    fields = {
+        "type": "close",
+        "reason": "released",
+        "closed_ns": 6,
+        "next_sequence": next_sequence,
+        "lost": {},
+    }
     return record_block(client_id, next_sequence, {**fields, **more})
 
 
@@ -144,7 +150,9 @@ def name_hash(name: str) -> str:
 
 def meta(name: str, attributes: Mapping[str, str] | None = None, **more: Any) -> bytes:
     """Return the bytes of a `meta`."""
-    packed: bytes = msgpack.packb({"name": name, "attributes": dict(attributes or {}), "created_ns": 7, **more})
+    packed: bytes = msgpack.packb(
+        {"name": name, "attributes": dict(attributes or {}), "created_ns": 7, **more}
+    )
     return packed
 
 
@@ -180,7 +188,9 @@ def read_block(data: bytes, offset: int) -> tuple[Block, int]:
     require(offset % 64 == 0, "a block starts at a multiple of 64")
     header = data[offset : offset + 128]
     require(len(header) == 128, "the file ends in a header")
-    magic, header_crc, kind, client_id, first, count, columns_crc, payload_crc, reserved, *more = BLOCK.unpack(header)
+    magic, header_crc, kind, client_id, first, count, columns_crc, payload_crc, reserved, *more = (
+        BLOCK.unpack(header)
+    )
     payload_bytes, origin, first_time, last_time, clock = more
     require(magic == b"CLOGBLK1", "no magic")
     require(header_crc == zlib.crc32(header[12:]), "the checksum of the header does not hold")
@@ -212,7 +222,9 @@ def read_block(data: bytes, offset: int) -> tuple[Block, int]:
         require(count == 0 and columns_crc == 0, "a record block with events")
         fields = msgpack.unpackb(payload)
         require(isinstance(fields, dict) and isinstance(fields["type"], str), "no map with a type")
-    return Block(offset, kind, client_id, first, times, records, fields, CLOCK.unpack(clock)), end + len(padding)
+    return Block(offset, kind, client_id, first, times, records, fields, CLOCK.unpack(clock)), end + len(
+        padding
+    )
 
 
 def read_segment(data: bytes, client_id: int) -> list[Block]:
@@ -222,7 +234,10 @@ def read_segment(data: bytes, client_id: int) -> list[Block]:
         try:
             found, offset = read_block(data, offset)
         except FormatError:
-            require(not any(_is_block(data, at) for at in range(offset + 64, len(data), 64)), f"damage at {offset}")
+            require(
+                not any(_is_block(data, at) for at in range(offset + 64, len(data), 64)),
+                f"damage at {offset}",
+            )
             break
         require(found.client_id == client_id, "another client's block")
         blocks.append(found)
@@ -254,12 +269,17 @@ class Tail:
 
 def read_tail(data: bytes) -> Tail:
     """Read a tail that nobody writes to."""
-    magic, crc, reserved, client_id, capacity, times_at, ends_at, payload_at, tail_bytes, boot_id = TAIL.unpack_from(data)
+    magic, crc, reserved, client_id, capacity, times_at, ends_at, payload_at, tail_bytes, boot_id = (
+        TAIL.unpack_from(data)
+    )
     require(magic == b"CLOGTAL1", "no magic")
     require(crc == zlib.crc32(data[12:80]), "the checksum of the header does not hold")
     require(reserved == 0, "reserved is not 0")
     require(tail_bytes == len(data) <= 64 << 20, "not the size that the header says")
-    require(4096 <= times_at <= times_at + 8 * capacity <= ends_at <= ends_at + 8 * capacity <= payload_at, "layout")
+    require(
+        4096 <= times_at <= times_at + 8 * capacity <= ends_at <= ends_at + 8 * capacity <= payload_at,
+        "layout",
+    )
     base, state = struct.unpack_from("<QQ", data, 256)
     times = struct.unpack_from(f"<{capacity}Q", data, times_at)
     ends = struct.unpack_from(f"<{capacity}Q", data, ends_at)
@@ -275,7 +295,10 @@ def read_tail(data: bytes) -> Tail:
 
 def read_story(directory: pathlib.Path, boot_id: bytes) -> list[Row]:
     """Return the events of a story that nobody writes to, and complain about everything that is odd."""
-    require(msgpack.unpackb((directory / "meta").read_bytes()).keys() >= {"name", "attributes", "created_ns"}, "meta")
+    require(
+        msgpack.unpackb((directory / "meta").read_bytes()).keys() >= {"name", "attributes", "created_ns"},
+        "meta",
+    )
     rows: list[Row] = []
     names = sorted(name for name in os.listdir(directory) if not name.startswith("."))
     for client in sorted({name[:16] for name in names if name.endswith((".log", ".tail"))}):
@@ -283,10 +306,12 @@ def read_story(directory: pathlib.Path, boot_id: bytes) -> list[Row]:
         number, closed, expected = 0, False, 0
         while (path := directory / (f"{client}.{number}.log" if number else f"{client}.log")).exists():
             for item in read_segment(path.read_bytes(), client_id):
-                if item.fields.get("type") == "client" and not number:
+                if not number and not item.offset:
                     expected = item.first_sequence
-                closed = item.fields.get("type") == "close"
-                for place, event in enumerate(zip(item.times, item.records, strict=True) if item.records else ()):
+                closed = item.fields.get("type") in ("close", "client") or (closed and item.kind != EVENTS)
+                for place, event in enumerate(
+                    zip(item.times, item.records, strict=True) if item.records else ()
+                ):
                     require(found.setdefault(item.first_sequence + place, event) == event, "two truths")
             number += 1
         require(number, "no segment")
@@ -297,7 +322,7 @@ def read_story(directory: pathlib.Path, boot_id: bytes) -> list[Row]:
                 for place, event in enumerate(last.events):
                     require(found.setdefault(last.base + place, event) == event, "two truths")
         else:
-            require(closed, "neither a tail nor a close record")
+            require(closed, "events, and neither a tail nor a close record")
         require(sorted(found) == list(range(expected, expected + len(found))), "a gap")
         times = [found[sequence][0] for sequence in sorted(found)]
         require(times == sorted(times), "times decrease")

@@ -76,7 +76,6 @@ class Interruption:
                 self._action()
         return self._step
 
-
     def _looks_for_signals(self, frame: FrameType) -> bool:
         code = frame.f_code
         if code not in self._codes:

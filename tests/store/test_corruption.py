@@ -217,21 +217,10 @@ def test_a_segment_cut_anywhere(store: pathlib.Path) -> None:
             (begin,) = (start for start, stop in BOUNDS if start <= length < stop)
             assert found.places == [(path.name, begin)], f"cut at {length}"
             assert "neither a close record nor a tail" in str(found.report.damages[0])
-        elif 0 < length < 128:
+        elif length < born:
             assert found.places == [(path.name, 0)], f"cut at {length}"
-        elif length <= born:
-            assert found.places == [], f"cut at {length}: perhaps a client that is being made"
-
-
-@pytest.mark.parametrize("length", [0, 1, 127, 128, 300])
-def test_a_segment_without_a_whole_client_record_is_reported_when_it_is_old(store: pathlib.Path, length: int) -> None:
-    path = reading.segment(story(store), 1)
-    path.write_bytes(SEGMENT[:length])
-    assert length < BOUNDS[0][1]
-    os.utime(path, (time.time() - owner.LEASE_S - 10,) * 2)
-    found = reading.replay(store)
-    assert own(found) == []
-    assert found.places == [(path.name, 0)]
+        else:
+            assert found.places == [], f"cut at {length}: perhaps a client that is just being made"
 
 
 def test_a_segment_cut_under_a_tail(store: pathlib.Path) -> None:
@@ -253,7 +242,7 @@ def test_a_tail_cut_anywhere(store: pathlib.Path) -> None:
     directory = story(store)
     reading.segment(directory, 1).write_bytes(UNCLOSED)
     path = reading.tail(directory, 1)
-    for length in [*range(0, 330), *range(330, len(TAIL), 64), *range(len(TAIL) - 70, len(TAIL))]:
+    for length in [*range(330), *range(330, len(TAIL), 64), *range(len(TAIL) - 70, len(TAIL))]:
         path.write_bytes(TAIL[:length])
         found = reading.replay(store)
         assert own(found) == ROWS
@@ -291,7 +280,6 @@ def foreign_file(path: pathlib.Path) -> None:
 
 def empty_file(path: pathlib.Path) -> None:
     path.write_bytes(b"")
-    os.utime(path, (0, 0))
 
 
 def zeros(path: pathlib.Path) -> None:
@@ -312,7 +300,9 @@ FOREIGN = [foreign_file, empty_file, zeros, fifo, loop, pathlib.Path.mkdir]
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("make", FOREIGN, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("suffix", [".log", ".tail", ".1.log"])
-def test_something_else_in_the_place_of(store: pathlib.Path, make: Callable[[pathlib.Path], None], suffix: str) -> None:
+def test_something_else_in_the_place_of(
+    store: pathlib.Path, make: Callable[[pathlib.Path], None], suffix: str
+) -> None:
     directory = story(store)
     if suffix == ".tail":
         reading.segment(directory, 1).write_bytes(UNCLOSED)
@@ -345,7 +335,15 @@ def test_something_else_in_the_place_of_a_small_file(
 
 def test_names_that_mean_nothing_are_passed_over(store: pathlib.Path) -> None:
     directory = story(store)
-    for name in ["notes.log", "1.log", f"{1:016X}.LOG", f"{1:016x}.01.log", f".{1:016x}.tail", f"{1:017x}.log", "core"]:
+    for name in [
+        "notes.log",
+        "1.log",
+        f"{1:016X}.LOG",
+        f"{1:016x}.01.log",
+        f".{1:016x}.tail",
+        f"{1:017x}.log",
+        "core",
+    ]:
         foreign_file(directory / name)
     found = reading.replay(store)
     assert own(found) == ROWS
@@ -384,10 +382,18 @@ def test_the_segment_of_another_story(store: pathlib.Path, tmp_path: pathlib.Pat
 # -- more or less than there was --
 
 PIECES = [SEGMENT[start:stop] for start, stop in BOUNDS]
-GARBAGE = [bytes(64), b"\xff" * 640, b"CLOGBLK1" + bytes(120), PIECES[1][:64], independent.events_block(2, 0, OTHER)]
+GARBAGE = [
+    bytes(64),
+    b"\xff" * 640,
+    b"CLOGBLK1" + bytes(120),
+    PIECES[1][:64],
+    independent.events_block(2, 0, OTHER),
+]
 
 
-@pytest.mark.parametrize("garbage", GARBAGE, ids=["zeros", "ones", "a magic", "half a header", "another client's block"])
+@pytest.mark.parametrize(
+    "garbage", GARBAGE, ids=["zeros", "ones", "a magic", "half a header", "another client's block"]
+)
 @pytest.mark.parametrize("place", range(1, len(PIECES)))
 def test_garbage_between_blocks(store: pathlib.Path, place: int, garbage: bytes) -> None:
     path = reading.segment(story(store), 1)
@@ -489,7 +495,9 @@ BOUNDED = """
 """
 
 
-def replay_bounded(stores: list[pathlib.Path], room_bytes: int = 64 << 20) -> Iterator[tuple[list, list, int]]:
+def replay_bounded(
+    stores: list[pathlib.Path], room_bytes: int = 64 << 20
+) -> Iterator[tuple[list, list, int]]:
     """Replay stores in a process that may use little more memory than it starts with."""
     argv = [sys.executable, "-c", textwrap.dedent(BOUNDED), str(room_bytes), *map(str, stores)]
     done = processes.run(argv, timeout=60, env={"OPENBLAS_NUM_THREADS": "1"})
@@ -509,7 +517,7 @@ def test_headers_that_ask_for_much(tmp_path: pathlib.Path, sparse: bool) -> None
         path = reading.segment(story(store), 1)
         path.write_bytes(PIECES[0] + PIECES[1] + header_of(PIECES[2], **bomb) + PIECES[3] + PIECES[4])
         if sparse:
-            os.truncate(path, 2**28)
+            os.truncate(path, 2**28 if bomb.get("payload_bytes") == 2**27 else 2**25)
     for bomb, (rows, places, _) in zip(bombs, replay_bounded(stores), strict=True):
         assert set(rows) <= set(ROWS + OTHER_ROWS), f"a wrong event of {bomb}"
         assert set(OTHER_ROWS) | set(survivors({1, 2})) <= set(rows), bomb
@@ -519,7 +527,9 @@ def test_headers_that_ask_for_much(tmp_path: pathlib.Path, sparse: bool) -> None
 @pytest.mark.slow
 def test_tails_that_ask_for_much(tmp_path: pathlib.Path) -> None:
     changes: list[tuple[int, int]] = []  # offset of a word, value
-    changes += [(offset, value) for offset in (24, 32, 40, 48, 56) for value in (0, 1, 2**22, 2**26, 2**63, 2**64 - 1)]
+    changes += [
+        (offset, value) for offset in (24, 32, 40, 48, 56) for value in (0, 1, 2**22, 2**26, 2**63, 2**64 - 1)
+    ]
     changes += [(256, value) for value in (2**63, 2**64 - 1, 2**64 - 3)]
     changes += [(4096 + 32 + 8 * slot, value) for slot in range(3) for value in (1, 4096, 2**40, 2**64 - 1)]
     stores = []
@@ -541,7 +551,9 @@ def test_tails_that_ask_for_much(tmp_path: pathlib.Path) -> None:
 def test_a_long_stretch_of_garbage_is_searched_quickly(store: pathlib.Path) -> None:
     path = reading.segment(story(store), 1)
     garbage = (b"CLOGBLK1" * 8 + b"x" * 1024) * 60_000  # 65 MB with as many magics as possible
-    path.write_bytes(PIECES[0] + PIECES[1] + garbage[: len(garbage) // 64 * 64] + PIECES[2] + PIECES[3] + PIECES[4])
+    path.write_bytes(
+        PIECES[0] + PIECES[1] + garbage[: len(garbage) // 64 * 64] + PIECES[2] + PIECES[3] + PIECES[4]
+    )
     began_s = time.monotonic()
     found = reading.replay(store)
     assert own(found) == ROWS
@@ -549,7 +561,9 @@ def test_a_long_stretch_of_garbage_is_searched_quickly(store: pathlib.Path) -> N
     assert time.monotonic() - began_s < 20
 
 
-def test_the_search_crosses_the_borders_of_its_pieces(store: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_crosses_the_borders_of_its_pieces(
+    store: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(clientlog, "_SEARCH_BYTES", 256)
     path = reading.segment(story(store), 1)
     for length in range(64, 1024, 64):
@@ -658,7 +672,9 @@ def test_replay_story_delivers_everything_else(store: pathlib.Path, client: chro
     assert "checksum of the payload" in damage.reason
 
 
-def test_damages_of_several_replays_add_up_until_the_list_is_cleared(store: pathlib.Path, client: chronolog.Client) -> None:
+def test_damages_of_several_replays_add_up_until_the_list_is_cleared(
+    store: pathlib.Path, client: chronolog.Client
+) -> None:
     damage_payload(store)
     series = chronolog.EventList()
     for _ in range(2):
@@ -668,12 +684,16 @@ def test_damages_of_several_replays_add_up_until_the_list_is_cleared(store: path
     assert series.damages == []
 
 
-def test_damage_outside_of_the_range_is_nobodys_business(store: pathlib.Path, client: chronolog.Client) -> None:
+def test_damage_outside_of_the_range_is_nobodys_business(
+    store: pathlib.Path, client: chronolog.Client
+) -> None:
     damage_payload(store, 2)
     for start, end in ((0, 11), (14, 100)):
         series = chronolog.EventList()
         assert client.ReplayStory(reading.CHRONICLE, reading.STORY, start, end, series) == 0
-        assert [e.time() for e in series] == [row[0] for row in sorted(ROWS + OTHER_ROWS) if start <= row[0] <= end]
+        assert [e.time() for e in series] == [
+            row[0] for row in sorted(ROWS + OTHER_ROWS) if start <= row[0] <= end
+        ]
 
 
 def test_another_story_is_unaffected(store: pathlib.Path, client: chronolog.Client) -> None:
@@ -702,7 +722,9 @@ def test_pages_raise_where_records_are_fetched(store: pathlib.Path, client: chro
             assert page.records(place, place + 1) == [row[3]]
 
 
-def test_pages_say_so_at_the_end_where_columns_are_damaged(store: pathlib.Path, client: chronolog.Client) -> None:
+def test_pages_say_so_at_the_end_where_columns_are_damaged(
+    store: pathlib.Path, client: chronolog.Client
+) -> None:
     path = reading.segment(story(store), 1)
     data = bytearray(SEGMENT)
     data[BOUNDS[2][0] + 130] ^= 1
@@ -715,7 +737,9 @@ def test_pages_say_so_at_the_end_where_columns_are_damaged(store: pathlib.Path, 
 
 
 @pytest.mark.parametrize("column", ["times", "ends", "payload"])
-def test_a_file_that_changes_after_its_page_was_made(store: pathlib.Path, client: chronolog.Client, column: str) -> None:
+def test_a_file_that_changes_after_its_page_was_made(
+    store: pathlib.Path, client: chronolog.Client, column: str
+) -> None:
     (page,) = client.replay(reading.CHRONICLE, reading.STORY)
     path = reading.segment(story(store), 1)
     start, stop = BOUNDS[1]
@@ -739,7 +763,9 @@ def test_a_file_that_is_cut_after_its_page_was_made(store: pathlib.Path, client:
         page.records()
 
 
-def test_a_story_that_is_destroyed_after_its_page_was_made(store: pathlib.Path, client: chronolog.Client) -> None:
+def test_a_story_that_is_destroyed_after_its_page_was_made(
+    store: pathlib.Path, client: chronolog.Client
+) -> None:
     (page,) = client.replay(reading.CHRONICLE, reading.STORY)
     assert client.DestroyStory(reading.CHRONICLE, reading.STORY) == 0
     assert page.records() == [row[3] for row in sorted(ROWS + OTHER_ROWS)]
@@ -805,10 +831,12 @@ def test_a_segment_that_this_user_may_not_read() -> None:
         reading.segment(story(store), 1).chmod(0o600)
         code = f"from tests.store import reading; import pathlib; print(reading.replay(pathlib.Path({name!r})).report.damages)"
         argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", code]
-        if shutil.which("setpriv") is None or subprocess.run([*argv[:4], "true"], capture_output=True).returncode:
+        if (
+            shutil.which("setpriv") is None
+            or subprocess.run([*argv[:4], "true"], capture_output=True).returncode
+        ):
             pytest.skip("setpriv does not work here")
         done = processes.run(argv, timeout=30, env={"PYTHONDONTWRITEBYTECODE": "1"})
         if "PermissionError" in done.stderr or "ModuleNotFoundError" in done.stderr:
             pytest.skip("another user cannot reach this checkout")
         assert "Permission denied" in done.stdout, processes.describe(done)
-

@@ -42,7 +42,10 @@ def histories(draw: st.DrawFn) -> tuple[int, list[list[tuple[int, bytes]]]]:
 STATES = st.sampled_from(["closed", "open", "recycled", "not recycled", "half in a block", "not removed"])
 
 
-@given(st.dictionaries(CLIENT_IDS, st.tuples(histories(), STATES, CLOCKS, U64), min_size=1, max_size=4), st.data())
+@given(
+    st.dictionaries(CLIENT_IDS, st.tuples(histories(), STATES, CLOCKS, U64), min_size=1, max_size=4),
+    st.data(),
+)
 def test_what_others_write_is_replayed(clients: dict, data: st.DataObject) -> None:
     expected = []
     with tempfile.TemporaryDirectory() as name:
@@ -50,7 +53,10 @@ def test_what_others_write_is_replayed(clients: dict, data: st.DataObject) -> No
         directory = reading.make_story(store)
         for client_id, ((first, blocks), state, clock, origin) in clients.items():
             expected += reading.rows(client_id, first, [event for block in blocks for event in block])
-            in_blocks, in_tail = blocks, blocks[-1] if blocks and state not in ("recycled", "not removed") else []
+            in_blocks, in_tail = (
+                blocks,
+                blocks[-1] if blocks and state not in ("recycled", "not removed") else [],
+            )
             if state == "open":
                 in_blocks = blocks[:-1]
             elif state == "half in a block" and in_tail:
@@ -62,12 +68,18 @@ def test_what_others_write_is_replayed(clients: dict, data: st.DataObject) -> No
                     segment += independent.events_block(client_id, sequence, block, **more)
                     sequence += len(block)
                 if data.draw(st.booleans()):  # an unknown kind, and a record between events
-                    segment += independent.block(77, client_id, 5, [1, 2], [3, 4], b"from the future", clock=clock)
-                    segment += independent.record_block(client_id, sequence, {"type": "clock", "knots": [1.5]})
+                    segment += independent.block(
+                        77, client_id, 5, [1, 2], [3, 4], b"from the future", clock=clock
+                    )
+                    segment += independent.record_block(
+                        client_id, sequence, {"type": "clock", "knots": [1.5]}
+                    )
             if state in ("closed", "not removed"):
                 segment += independent.close_record(client_id, sequence)
             elif state != "half in a block":
-                segment += data.draw(st.sampled_from([b"", b"\0" * 100, b"CLOGBLK1" + b"\1" * 200]))  # unfinished
+                segment += data.draw(
+                    st.sampled_from([b"", b"\0" * 100, b"CLOGBLK1" + b"\1" * 200])
+                )  # unfinished
             if state != "closed":
                 base = first + sum(map(len, blocks)) - len(in_tail)
                 more = {"clock": clock, "state": int(state == "not removed"), "gap_bytes": 24}
@@ -82,7 +94,9 @@ def test_what_others_write_is_replayed(clients: dict, data: st.DataObject) -> No
 
 ACTIONS = st.lists(
     st.tuples(st.integers(0, 1), st.just("log"), st.text(max_size=20) | st.binary(max_size=20))
-    | st.tuples(st.integers(0, 1), st.just("batch"), st.lists(st.text(max_size=5) | st.binary(max_size=5), max_size=9))
+    | st.tuples(
+        st.integers(0, 1), st.just("batch"), st.lists(st.text(max_size=5) | st.binary(max_size=5), max_size=9)
+    )
     | st.tuples(st.integers(0, 1), st.just("many"), st.integers(1, 8000))
     | st.tuples(st.integers(0, 1), st.just("large"), st.integers(100_000, 1_200_000))
     | st.tuples(st.integers(0, 1), st.sampled_from(["flush", "clock", "close", "forward"]), st.none()),
@@ -111,7 +125,9 @@ def test_what_we_write_is_understood_by_others(actions: list, first: int, now_ns
             if action == "log":
                 records, time_ns = [value], writers[which].log_event(value)
             elif action in ("batch", "many", "large"):
-                records = value if action == "batch" else ["m"] * value if action == "many" else [b"L" * value]
+                records = (
+                    value if action == "batch" else ["m"] * value if action == "many" else [b"L" * value]
+                )
                 time_ns = writers[which].log_events(records)
             elif action == "flush":
                 writers[which].flush()
@@ -210,10 +226,16 @@ def test_a_tail_that_cannot_be_is_none(change: dict[str, int]) -> None:
     assert layout.TailHeader.unpack(header._replace(**change).pack()) is None
 
 
-@given(st.integers(0, 2**64 - 1), st.integers(0, 2**63), st.dictionaries(st.text(max_size=9), TIMES | st.text(max_size=9)))
+@given(
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**63),
+    st.dictionaries(st.text(max_size=9), TIMES | st.text(max_size=9)),
+)
 def test_record_blocks_are_the_same_bytes(client_id: int, sequence: int, fields: dict) -> None:
     fields["type"] = "client"
-    assert layout.encode_record(client_id, sequence, fields) == independent.record_block(client_id, sequence, fields)
+    assert layout.encode_record(client_id, sequence, fields) == independent.record_block(
+        client_id, sequence, fields
+    )
 
 
 @given(st.lists(st.tuples(TIMES, RECORDS), min_size=1, max_size=20), FIRST_SEQUENCES, CLOCKS)
@@ -242,7 +264,7 @@ def test_what_we_write_as_a_block_is_the_same_bytes(
 
 
 def test_an_aged_store_with_everything(tmp_path: pathlib.Path) -> None:
-    """Reacquired stories, several segments, batches of a block of their own, a tail elsewhere: all as documented."""
+    """Stories that were acquired again, batches of a block of their own, a tail elsewhere: all as documented."""
     store = tmp_path / "store"
     tails = tmp_path / "tails"
     tails.mkdir()
@@ -263,8 +285,7 @@ def test_an_aged_store_with_everything(tmp_path: pathlib.Path) -> None:
         rows = independent.read_store(store, owner.boot_id())["c", "s"]
         assert [row[2] for row in rows] == list(range(10))
         (directory,) = store.glob("chronicles/*/stories/*")
-        names = {f"{4:016x}{suffix}" for suffix in (".log", ".1.log", ".2.log", ".3.log", ".tail")}
-        assert set(os.listdir(directory)) == names | {"meta"}
+        assert set(os.listdir(directory)) == {f"{4:016x}.log", f"{4:016x}.tail", "meta"}
         writer.close()
         assert os.listdir(tails) == []
         assert independent.read_store(store, owner.boot_id())["c", "s"] == reading.replay(store).rows == rows
@@ -285,7 +306,9 @@ def test_meta_and_names(tmp_path: pathlib.Path) -> None:
 
 def test_the_worked_example_is_what_is_written() -> None:
     document = example.DOCUMENT.read_text()
-    assert f"```text\n{example.dump()}\n```" in document, "run python -m tests.store.example and put it into docs/format.md"
+    assert f"```text\n{example.dump()}\n```" in document, (
+        "run python -m tests.store.example and put it into docs/format.md"
+    )
 
 
 def test_the_worked_example_can_be_read() -> None:
@@ -305,4 +328,6 @@ def test_the_second_implementation_notices_damage(place: int) -> None:
     data = bytearray(example.segment())
     data[place] ^= 4
     with pytest.raises(FormatError):
-        independent.read_segment(bytes(data) + independent.close_record(example.CLIENT_ID, 2), example.CLIENT_ID)
+        independent.read_segment(
+            bytes(data) + independent.close_record(example.CLIENT_ID, 2), example.CLIENT_ID
+        )

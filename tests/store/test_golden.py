@@ -42,7 +42,7 @@ def story(store: pathlib.Path) -> pathlib.Path:
 
 def test_it_is_small_and_nothing_has_changed_it() -> None:
     assert sum(map(len, FILES.values())) < 10_000
-    assert len(FILES) == 8
+    assert len(FILES) == 7
 
 
 def test_it_is_still_made_byte_by_byte(tmp_path: pathlib.Path) -> None:
@@ -77,13 +77,17 @@ def test_everything_else_in_it() -> None:
     assert engine.chronicle_attributes(make.CHRONICLE) == {"tier": "gold"}
     assert engine.story_attributes(make.CHRONICLE, make.STORY) == {"ünicode": "😀"}
     clients = engine.clients(make.CHRONICLE, make.STORY)
-    assert {number: (said["rank"], said["host"], said["first_sequence"]) for number, said in clients.items()} == {
+    assert {
+        number: (said["rank"], said["host"], said["first_sequence"]) for number, said in clients.items()
+    } == {
         1: (0, "node-17", 0),
         2: (1, "node-17", make.SECOND_BEGIN),
     }
     assert engine.snapshot(make.CHRONICLE, make.STORY) == {1: 7, 2: make.SECOND_BEGIN + len(make.SECOND)}
     pages = list(engine.scan(make.CHRONICLE, make.STORY))
-    assert {window for page in pages for window in page.windows_ns().tolist()} == {251}  # 250 and the drift, rounded up
+    assert {window for page in pages for window in page.windows_ns().tolist()} == {
+        251
+    }  # 250 and the drift, rounded up
     engine.close()
 
 
@@ -98,7 +102,9 @@ def test_a_newer_format_is_refused_by_everybody(golden: pathlib.Path, marker: st
     text = (golden / "CHRONOLOG").read_text()
     (golden / "CHRONOLOG").write_text(text.replace("format 1", marker))
     before = make.files(golden)
-    with pytest.raises(StoreVersionError, match=r"the store has format \d+, this release knows formats up to 1: install") as caught:
+    with pytest.raises(
+        StoreVersionError, match=r"the store has format \d+, this release knows formats up to 1: install"
+    ) as caught:
         EmbeddedEngine(golden, create=create)
     assert caught.value.path == str(golden)
     conf = chronolog.ClientPortalServiceConf("file", str(golden), 0, 0)
@@ -129,7 +135,9 @@ def test_what_the_future_adds_is_passed_over(golden: pathlib.Path, monkeypatch: 
     segment = reading.segment(directory, 2)
     data = segment.read_bytes()
     (client, *_) = independent.read_segment(data, 2)
-    more = independent.record_block(2, make.SECOND_BEGIN, {**client.fields, "colour": None, "nested": [{"a": b"b"}]})
+    more = independent.record_block(
+        2, make.SECOND_BEGIN, {**client.fields, "colour": None, "nested": [{"a": b"b"}]}
+    )
     first_block = independent.read_block(data, 0)[1]
     unknown = independent.block(2**32 - 1, 2, 99, [5, 1], [7, 3], b"columns of another meaning")
     later = independent.record_block(2, make.SECOND_BEGIN, {"type": "invented later", "first_sequence": "?"})

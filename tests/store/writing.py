@@ -3,7 +3,6 @@
 import os
 import pathlib
 import random
-import shutil
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -80,7 +79,10 @@ def acquire(client: chronolog.Client, story: str = STORY) -> StoryHandle:
 
 
 def read(
-    store: str | os.PathLike[str] | EmbeddedEngine, *, clients: Sequence[int] | None = None, story: str = STORY
+    store: str | os.PathLike[str] | EmbeddedEngine,
+    *,
+    clients: Sequence[int] | None = None,
+    story: str = STORY,
 ) -> list[Logged]:
     """Return the events of a story as a new reader finds them, which must be undamaged."""
     engine = store if isinstance(store, EmbeddedEngine) else EmbeddedEngine(store, create=False)
@@ -117,7 +119,11 @@ def check(
     for client_id, numbers in sequences.items():
         assert numbers == list(range(len(numbers))), f"client {client_id:x}: a gap or a double in {numbers}"
     records = [event.record for event in found]
-    twice = {record for record in records if records.count(record) > 1} if len(set(records)) < len(records) else ()
+    twice = (
+        {record for record in records if records.count(record) > 1}
+        if len(set(records)) < len(records)
+        else ()
+    )
     assert not twice, f"logged once and found twice: {sorted(twice)[:3]}"
     pairs = {(event.time_ns, event.record) for event in found} | {(0, record) for record in records}
     missing = set(returned) - pairs
@@ -131,14 +137,6 @@ def files(store: str | os.PathLike[str], pattern: str = "*") -> list[pathlib.Pat
     """Return the files of all stories of the store, without their `meta`."""
     found = pathlib.Path(store).glob(f"chronicles/*/stories/*/{pattern}")
     return sorted(path for path in found if path.name != "meta")
-
-
-def strace(*options: str) -> list[str]:
-    """Return the start of a command that runs a program under strace; skip the test where that cannot be."""
-    found = shutil.which("strace")
-    if found is None:
-        pytest.skip("strace is not installed: it injects the errors of this test (apt install strace)")
-    return [found, "-f", "-qq", "-o", os.devnull, *options]
 
 
 def seeded(name: str, default: int = 0) -> random.Random:

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-KNOWN = frozenset({"mpi", "namespaces", "slurm"})
+KNOWN = frozenset({"mpi", "namespaces", "slurm", "strace"})
 
 
 def required() -> frozenset[str]:

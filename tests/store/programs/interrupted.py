@@ -63,7 +63,9 @@ def main(directory: str, events: int, kinds: set[str]) -> None:
         for i in range(events):
             attempt(f"{number}-{i}-" + "abcdefgh"[number] * sizes.randrange(200))
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(1, 8 if "threads" in kinds else 1)]
+    threads = [
+        threading.Thread(target=work, args=(number,)) for number in range(1, 8 if "threads" in kinds else 1)
+    ]
     for thread in threads:
         thread.start()
     killer = None
