@@ -32,7 +32,7 @@ def test_an_example_without_mpi(example: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "document", sorted(ROOT.glob("docs/*.md")) + [ROOT / "README.md"], ids=lambda path: path.name
+    "document", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"], ids=lambda path: path.name
 )
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):

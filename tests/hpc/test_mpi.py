@@ -209,7 +209,7 @@ def test_an_error_travels_with_its_attributes(error: Exception) -> None:
 
 
 def test_an_error_of_an_unknown_kind_is_told() -> None:
-    class Local(Exception):  # noqa: N818
+    class Local(Exception):
         pass
 
     there = ranks._unpack(ranks._pack(Local("secret")), 7)

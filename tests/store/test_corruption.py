@@ -833,7 +833,7 @@ def test_a_segment_that_this_user_may_not_read() -> None:
         argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", code]
         if (
             shutil.which("setpriv") is None
-            or subprocess.run([*argv[:4], "true"], capture_output=True).returncode
+            or subprocess.run([*argv[:4], "true"], capture_output=True).returncode  # noqa: PLW1510 - the exit code is what is tested
         ):
             pytest.skip("setpriv does not work here")
         done = processes.run(argv, timeout=30, env={"PYTHONDONTWRITEBYTECODE": "1"})

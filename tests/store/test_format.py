@@ -153,7 +153,7 @@ def test_what_we_write_is_understood_by_others(actions: list, first: int, now_ns
 @given(st.builds(layout.BlockHeader, kind=st.integers(0, 2**32 - 1), client_id=U64, first_sequence=st.integers(0, 2**63),
                  count=st.integers(0, 2**20), columns_crc=st.integers(0, 2**32 - 1), payload_crc=st.integers(0, 2**32 - 1),
                  payload_bytes=st.integers(0, 2**27), origin=st.integers(0, 2**63), first_time=U64, last_time=U64,
-                 clock=st.builds(ClockModel, U64, st.integers(-(2**63), 2**63 - 1), st.just(-4), FLOATS, U64, FLOATS)))  # fmt: skip
+                 clock=st.builds(ClockModel, U64, st.integers(-(2**63), 2**63 - 1), st.just(-4), FLOATS, U64, FLOATS)))  # fmt: skip  # noqa: E501
 def test_headers_are_where_the_document_says(header: layout.BlockHeader) -> None:
     data = header.pack()
     assert len(data) == layout.HEADER_BYTES == 128
