@@ -154,7 +154,7 @@ def test_whatever_a_power_cut_leaves(tmp_path: pathlib.Path, round_number: int) 
         (os, "fdatasync", lambda descriptor: None),
         (segment, "sync_directory", lambda directory: None),
         (BlockStretch, "check", lambda self: None),
-        (segment.Segment, "successor", lambda self, end: (self, end)),
+        (segment.Segment, "successor", lambda self, end, is_wanted: (self, end)),
     ],
     ids=[
         "no fdatasync",
