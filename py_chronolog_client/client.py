@@ -9,6 +9,7 @@ as in the compiled library.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -149,8 +150,9 @@ class Client:
         self._durability: Durability = durability
         self._description = dict(description or {})
         self._engine: Engine | None = None
-        self._handles: dict[tuple[str, str], tuple[Writer, StoryHandle]] = {}
-        self._next_sequences: dict[tuple[str, str], int] = {}
+        self._handles: dict[tuple[str, str], tuple[Writer, StoryHandle, WriterOptions | None]] = {}
+        self._released: dict[tuple[str, str], tuple[int, int]] = {}
+        self._process = os.getpid()
 
     # -- connection --
 
@@ -225,22 +227,23 @@ class Client:
 
         def acquire() -> None:
             engine = self._named(chronicle_name, story_name)
+            self._notice_fork()
             if key not in self._handles:
                 assert self._clock is not None
-                options = WriterOptions(self._client_id, self._clock, self._durability, self._description)
-                first = self._next_sequences.get(key, 0)
+                client_id, first = self._released.get(key, (self._client_id, 0))
+                options = WriterOptions(
+                    client_id, self._clock, self._durability, self._description, first_sequence=first
+                )
                 try:
-                    writer = engine.open_writer(
-                        chronicle_name, story_name, attributes, replace(options, first_sequence=first)
-                    )
-                except InvalidArgumentError:
-                    if not first:
-                        raise
-                    # A full disk kept the last release from finishing, and the old id still has events in its tail.
-                    options = replace(options, client_id=new_client_id())
                     writer = engine.open_writer(chronicle_name, story_name, attributes, options)
-                    self._next_sequences[key] = 0
-                self._handles[key] = writer, StoryHandle(writer, lambda: self.ReleaseStory(*key))
+                except InvalidArgumentError:
+                    if key not in self._released:
+                        raise
+                    # The old id has logged nothing, or still has events in its tail because the disk was full.
+                    options = replace(options, client_id=new_client_id(), first_sequence=0)
+                    writer = engine.open_writer(chronicle_name, story_name, attributes, options)
+                handle = StoryHandle(writer, lambda: self.ReleaseStory(*key))
+                self._handles[key] = writer, handle, options
             handles.append(self._handles[key][1])
 
         code = self._code(acquire)
@@ -261,9 +264,21 @@ class Client:
         return self._code(release)
 
     def _close(self, key: tuple[str, str], reason: str) -> None:
-        writer, _ = self._handles.pop(key)
+        self._notice_fork()
+        writer, _, options = self._handles.pop(key)
         writer.close(reason)
-        self._next_sequences[key] = self._next_sequences.get(key, 0) + writer.statistics().logged
+        if options is not None:
+            self._released[key] = options.client_id, options.first_sequence + writer.statistics().logged
+
+    def _notice_fork(self) -> None:
+        """Become a client of its own after a fork: the parent goes on with the old id."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._client_id = new_client_id()
+            self._released = {}
+            self._handles = {
+                key: (writer, handle, None) for key, (writer, handle, _) in self._handles.items()
+            }
 
     def DestroyStory(self, chronicle_name: str, story_name: str) -> int:
         """Remove a story with its events; 0, -3 if it is not there, -4 if a living client holds it."""
@@ -273,7 +288,7 @@ class Client:
             if (chronicle_name, story_name) in self._handles:
                 raise AcquiredError(f"story {story_name!r} of {chronicle_name!r} is acquired by this client")
             engine.destroy_story(chronicle_name, story_name)
-            self._next_sequences.pop((chronicle_name, story_name), None)
+            self._released.pop((chronicle_name, story_name), None)
 
         return self._code(destroy)
 
@@ -390,13 +405,12 @@ class Client:
         try:
             action()
         except ChronoLogError as error:
-            self.last_error = error
+            self.last_error = error.with_traceback(None)  # whose frames would keep pages and files
             if error.code == ErrorCode.CL_ERR_UNKNOWN:
                 logger.error("%s", error)
             return error.code
         except OSError as error:
             self.last_error = ChronoLogError(str(error))
-            self.last_error.__cause__ = error
             logger.error("%s", error)
             return ErrorCode.CL_ERR_UNKNOWN
         return ErrorCode.CL_SUCCESS

@@ -7,6 +7,7 @@ looked at; the first change of another kind turns everything into one plain list
 from __future__ import annotations
 
 import gc
+import operator
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, MutableSequence
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
@@ -170,7 +171,7 @@ class EventList(MutableSequence[Event]):
             return self._slice(place)
         if self._events is not None:
             return self._events[place]
-        number = place.__index__()
+        number = operator.index(place)
         if number < 0:
             number += self._length
         if not 0 <= number < self._length:

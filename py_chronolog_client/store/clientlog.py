@@ -84,7 +84,7 @@ class ClientLog:
         try:
             copy = copy_tail(self._tail_path, self.client_id, self.end_sequence if self._stretches else -1)
         except DamageError as error:
-            report.damages.append(error)
+            report.caught(error)
             copy = None
         if copy is not None:
             tail, tail_end, disbelieved = copy.events, copy.end_sequence, copy.disbelieved
@@ -169,7 +169,7 @@ class ClientLog:
             except FileNotFoundError:
                 report.damages.append(DamageError(self._path(number), 0, "this segment is missing"))
             except DamageError as error:
-                report.damages.append(error)
+                report.caught(error)
         self._next_number = numbers[-1] + 1
         return len(self._files) > before
 
@@ -187,18 +187,18 @@ class ClientLog:
         size_bytes = os.fstat(descriptor.number).st_size
         grown = False
         while file.offset + HEADER_BYTES <= size_bytes:
-            header = read_header(descriptor.number, file.offset)
-            if (
-                header is None
-                or header.client_id != self.client_id
-                or file.offset + header.block_bytes > size_bytes
-            ):
+            header = self._header(file, size_bytes)
+            if header is None:
                 found = self._search(file, size_bytes)
                 if found is None:
                     break
-                report.damages.append(DamageError(descriptor.path, file.offset, "no valid block header"))
-                file.offset = found
-                continue
+                # Something stands behind it: if it was being written a moment ago, it is whole by now.
+                size_bytes = os.fstat(descriptor.number).st_size
+                header = self._header(file, size_bytes)
+                if header is None:
+                    report.damages.append(DamageError(descriptor.path, file.offset, "no valid block header"))
+                    file.offset = found
+                    continue
             if header.kind == KIND_EVENTS and header.count:
                 file.blocks[header.first_sequence] = (file.offset, header)
                 file.unended = True
@@ -208,6 +208,13 @@ class ClientLog:
                 grown = True
             file.offset += header.block_bytes
         return grown
+
+    def _header(self, file: _File, size_bytes: int) -> BlockHeader | None:
+        """Return the next header, or None where no block of this client begins that fits the file."""
+        header = read_header(file.descriptor.number, file.offset)
+        if header is None or header.client_id != self.client_id:
+            return None
+        return header if file.offset + header.block_bytes <= size_bytes else None
 
     def _read_record(self, file: _File, header: BlockHeader, report: ScanReport) -> None:
         descriptor, offset = file.descriptor, file.offset

@@ -79,7 +79,8 @@ class Segment:
             self.close()
             raise
         finally:
-            making.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(making)
 
     def _go_on(self) -> None:
         while (following := _numbered(self._first_path, self.number + 1)).exists():

@@ -207,7 +207,7 @@ class _Loader:
                 self._next += 1
             return self._running.pop(stretch).result()
         except DamageError as error:
-            self._report.damages.append(error)
+            self._report.caught(error)
             self._report.missing += stretch.end_sequence - stretch.first_sequence
             return np.empty(0, np.uint64)
 

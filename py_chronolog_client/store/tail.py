@@ -173,14 +173,18 @@ def is_revocation(error: BaseException) -> bool:
 
 
 def is_own(error: BaseException) -> bool:
-    """Tell an error of this package from one that a signal handler threw into it."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    """Tell an error of this package from one that a signal handler threw into it: its raiser is a function of here."""
+    trace, raiser = error.__traceback__, _PACKAGE
+    while trace is not None:
+        name = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if name.partition(".")[0] not in _HELPERS:
+            raiser = name
         trace = trace.tb_next
-    return trace is None or str(trace.tb_frame.f_globals.get("__name__", "")).startswith(_PACKAGE)
+    return raiser.startswith(_PACKAGE)
 
 
 _PACKAGE = __name__.partition(".")[0] + ".store."
+_HELPERS = frozenset({"contextlib", "genericpath", "os", "pathlib", "posixpath"})
 
 
 class Tail:

@@ -840,3 +840,17 @@ def test_a_segment_that_this_user_may_not_read() -> None:
         if "PermissionError" in done.stderr or "ModuleNotFoundError" in done.stderr:
             pytest.skip("another user cannot reach this checkout")
         assert "Permission denied" in done.stdout, processes.describe(done)
+
+
+def test_a_damage_that_is_kept_keeps_no_file_open(store: pathlib.Path, client: chronolog.Client) -> None:
+    """An error keeps the frames through which it went, and they keep what they were working with."""
+    directory = story(store)
+    foreign_file(reading.tail(directory, 1))
+    damage_payload(store)
+    before = len(os.listdir("/proc/self/fd"))
+    series = chronolog.EventList()
+    assert client.ReplayStory(reading.CHRONICLE, reading.STORY, 0, 10, series) == -1
+    assert series.damages
+    assert client.last_error is series.damages[0]
+    del series[:]
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 from py_chronolog_client.clock import SystemClock  # noqa: E402
 from py_chronolog_client.engine.base import ScanReport, WriterOptions  # noqa: E402
 from py_chronolog_client.engine.embedded import EmbeddedEngine  # noqa: E402
+from py_chronolog_client.errors import DamageError  # noqa: E402
 from py_chronolog_client.store import owner  # noqa: E402
 
 FS_IOC_SHUTDOWN = 0x8004587D
@@ -79,20 +80,25 @@ def cycle(image: pathlib.Path, mounted: pathlib.Path, seed: int) -> None:
     os.close(reads)
     subprocess.run(["umount", str(mounted)], check=True)
     mount(image, mounted)
+    found, damages = look(store, promised)
+    print(f"seed {seed}: {promised} promised, {found} found, {[str(damage) for damage in damages]}")
+    subprocess.run(["rm", "-rf", str(store)], check=True)
+
+
+def look(store: pathlib.Path, promised: int) -> tuple[int, list[DamageError]]:
+    """Replay as a machine that was booted since; return how many events there are, and what is damaged."""
+    found, report = 0, ScanReport()
     with mock.patch.object(owner, "boot_id", lambda: b"\x5a" * 16):
         engine = EmbeddedEngine(store, create=False)
-        report = ScanReport()
-        found = 0
         for page in engine.scan("c", "s", verify=True, report=report):
             for sequence, record in zip(page.sequences.tolist(), page.records(), strict=True):
                 assert record == record_of(sequence), f"event {sequence} is torn"
                 assert sequence >= found, f"event {sequence} stands twice"
                 assert sequence == found or found >= promised, f"{found} is missing, {promised} were promised"
                 found = sequence + 1
-        assert found >= promised, f"{promised} were promised, {found} are there"
         engine.close()
-    print(f"seed {seed}: {promised} promised, {found} found, {[str(damage) for damage in report.damages]}")
-    subprocess.run(["rm", "-rf", str(store)], check=True)
+    assert found >= promised, f"{promised} were promised, {found} are there"
+    return found, report.damages
 
 
 def main(directory: pathlib.Path, cycles: int, seed: int) -> None:

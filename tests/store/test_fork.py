@@ -1,0 +1,357 @@
+"""After a fork the parent's events are the parent's, and the child is a client of its own, wherever the fork came."""
+
+import json
+import os
+import pathlib
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NoReturn
+
+import pytest
+
+from py_chronolog_client.client import Client, StoryHandle
+from py_chronolog_client.store.appender import Appender
+from tests.store.opcodes import Interruption, Thrown, at
+from tests.store.programs import forked
+from tests.store.writing import CHRONICLE, STORY, acquire, check, connect, files, read, small
+from tests.support import processes
+from tests.support.counts import soak
+
+__all__ = ["small"]
+
+PROGRAM = pathlib.Path(forked.__file__)
+
+# -- whole programs --
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("logging", ["logs", "silent"])
+@pytest.mark.parametrize("ending", ["return", "sys.exit", "os._exit", "SIGKILL"])
+@pytest.mark.parametrize("beginning", ["fork", "multiprocessing"])
+def test_a_child_is_a_client_of_its_own(
+    tmp_path: pathlib.Path, beginning: str, ending: str, logging: str
+) -> None:
+    store = tmp_path / "store"
+    done = processes.run([sys.executable, str(PROGRAM), str(store), beginning, ending, logging], timeout=60)
+    assert done.returncode == 0, processes.describe(done)
+    sides = {name: (pid, told) for name, pid, told in map(json.loads, done.stdout.splitlines())}
+    assert set(sides) == {"parent", "child"}
+    with connect(store) as client:
+        found = read(store)
+        check(found, [(time_ns, record.encode()) for _, told in sides.values() for time_ns, record in told])
+        ids = {
+            description["pid"]: client_id
+            for client_id, description in client.clients(CHRONICLE, STORY).items()
+        }
+        parent_pid, parent_told = sides["parent"]
+        child_pid, child_told = sides["child"]
+        assert len(child_told) == (forked.EVENTS if logging == "logs" else 0)
+        for pid, told in ((parent_pid, parent_told), (child_pid, child_told)):
+            own = [event for event in found if event.client_id == ids.get(pid)]
+            assert [(event.time_ns, event.record.decode()) for event in own] == [tuple(item) for item in told]
+        if logging == "logs":
+            description = client.clients(CHRONICLE, STORY)[ids[child_pid]]
+            assert description["parent_client_id"] == ids[parent_pid]
+        else:
+            assert set(ids) == {parent_pid}
+            assert [path.suffix for path in files(store)] == [".log"]
+        assert client.DestroyStory(CHRONICLE, STORY) == 0, client.last_error
+
+
+# -- in this process --
+
+
+class Fork:
+    """A child, and a pipe on which it reports how it ended."""
+
+    def __init__(self) -> None:
+        self._reads, self._writes = os.pipe()
+        self.pid = os.fork()
+
+    def end(self, work: Callable[[], object]) -> NoReturn:
+        """Do the rest of the work, in the child; report its result, and end without any clean-up."""
+        try:
+            result = work()
+            with os.fdopen(self._writes, "wb") as pipe:
+                pickle.dump(result, pipe)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    def result(self) -> Any:
+        """Wait, in the parent, for what the child has to say."""
+        os.close(self._writes)
+        with os.fdopen(self._reads, "rb") as pipe:
+            data = pipe.read()
+        assert os.waitpid(self.pid, 0) == (self.pid, 0)
+        return pickle.loads(data)
+
+
+def in_child(work: Callable[[], object]) -> Fork:
+    """Do `work` in a child."""
+    fork = Fork()
+    if not fork.pid:
+        fork.end(work)
+    return fork
+
+
+class Side:
+    """What one process logs through a handle."""
+
+    def __init__(self, handle: StoryHandle, name: str) -> None:
+        self.handle = handle
+        self.name = name
+        self.told: list[tuple[int, bytes]] = []
+
+    def log(self, count: int = 1) -> None:
+        for _ in range(count):
+            number = len(self.told)
+            record = f"{self.name} {number} ".encode() + b"x" * (number * 41 % 200)
+            time_ns = self.handle.log_event(record.decode())
+            assert time_ns
+            self.told.append((time_ns, record))
+
+    def more(self, name: str, count: int = 30) -> tuple[int, list[tuple[int, bytes]]]:
+        """Log under another name; return the client id and what was told."""
+        self.name, self.told = name, []
+        self.log(count)
+        return self.handle.client_id, self.told
+
+
+def check_client(store: pathlib.Path, client_id: int, told: list[tuple[int, bytes]], *others: bytes) -> None:
+    """Check that the events of a client are exactly what was told, and perhaps one of some others."""
+    found = [event for event in read(store) if event.client_id == client_id]
+    check(found, told, [record for _, record in told] + list(others))
+    assert len(told) <= len(found) <= len(told) + 1
+
+
+@pytest.fixture
+def store(tmp_path: pathlib.Path) -> pathlib.Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def client(store: pathlib.Path, small: None) -> Iterator[Client]:
+    with connect(store) as client:
+        yield client
+        assert client.ReleaseStory(CHRONICLE, STORY) == 0
+        assert client.DestroyStory(CHRONICLE, STORY) == 0, client.last_error  # no child holds it any more
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_child_of_a_child(store: pathlib.Path, client: Client, silent: bool) -> None:
+    side = Side(acquire(client), "parent")
+    side.log(30)
+
+    def child() -> tuple[Any, Any]:
+        own = None if silent else side.more("child")
+        grandchild = in_child(lambda: side.more("grandchild")).result()
+        if own is not None:
+            side.told = own[1]
+            side.name = "child again"
+            side.log(30)
+        return own, grandchild
+
+    own, grandchild = in_child(child).result()
+    side.log(30)
+    check_client(store, side.handle.client_id, side.told)
+    check_client(store, *grandchild)
+    clients = client.clients(CHRONICLE, STORY)
+    if own is not None:
+        check_client(store, *own)
+        assert clients[own[0]]["parent_client_id"] == side.handle.client_id
+    assert clients[grandchild[0]]["parent_client_id"] == (own or [side.handle.client_id])[0]
+    assert len(clients) == (2 if silent else 3)
+
+
+def test_a_child_counts_its_own_losses(store: pathlib.Path, client: Client) -> None:
+    side = Side(acquire(client), "parent")
+    assert isinstance(side.handle._writer, Appender)
+    side.handle._writer._losses.add("ENOSPC", 3)
+
+    def child() -> object:
+        side.more("child", 2)
+        return side.handle.statistics()
+
+    statistics = in_child(child).result()
+    assert (statistics.logged, statistics.lost) == (2, {})
+    assert side.handle.statistics().lost == {"ENOSPC": 3}
+
+
+@pytest.mark.slow
+def test_fork_while_threads_log(store: pathlib.Path, client: Client) -> None:
+    handle = acquire(client)
+    sides = [Side(handle, f"thread {number}") for number in range(4)]
+    stop = threading.Event()
+
+    def work(side: Side) -> None:
+        while not stop.is_set():
+            side.log()
+
+    threads = [threading.Thread(target=work, args=(side,)) for side in sides]
+    for thread in threads:
+        thread.start()
+    children = []
+    for number in range(soak(20, 300)):
+        main = Side(handle, f"main {number}")
+        main.log(3)
+        sides.append(main)
+        children.append(in_child(lambda n=number: Side(handle, "").more(f"child {n}")).result())
+    stop.set()
+    for thread in threads:
+        thread.join()
+    own = [event for event in read(store) if event.client_id == handle.client_id]
+    check(own, [item for side in sides for item in side.told])
+    assert len(own) == sum(len(side.told) for side in sides)
+    for child in children:
+        check_client(store, *child)
+
+
+@pytest.mark.slow
+def test_fork_in_a_signal_handler(store: pathlib.Path, client: Client) -> None:
+    side = Side(acquire(client), "parent")
+    children: list[Fork] = []
+    forks_left = soak(30, 500)
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        nonlocal forks_left
+        if not forks_left:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            return
+        forks_left -= 1
+        fork = Fork()
+        children.append(fork)
+        if not fork.pid:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        while forks_left:
+            side.log()
+            if children and not children[-1].pid:  # we are the child, back from an interrupted call
+                last = side.told[-1]
+                children[-1].end(lambda: (last, side.more("child")))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    check_client(store, side.handle.client_id, side.told)
+    for fork in children:
+        last, (child_id, told) = fork.result()
+        check_child(store, child_id, told, last)
+
+
+def check_child(
+    store: pathlib.Path, child_id: int, told: list[tuple[int, bytes]], interrupted: tuple[int, bytes]
+) -> None:
+    """Check the events of a child that came out of an interrupted call; that event is the parent's or its own."""
+    check_client(store, child_id, told, interrupted[1])
+    assert interrupted in {(event.time_ns, event.record) for event in read(store)}
+
+
+CALLS: dict[str, tuple[int, Callable[[Side], object]]] = {
+    "append": (3, Side.log),
+    "append that rolls": (16, Side.log),
+    "flush": (5, lambda side: side.handle.flush()),
+    "close": (5, lambda side: side.handle._writer.close()),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(soak(120, 1800))
+@pytest.mark.parametrize("call", CALLS)
+def test_fork_at_every_bytecode(store: pathlib.Path, small: None, call: str) -> None:
+    number, step = 1, soak({"append": 5}.get(call, 89), 1)
+    prepared, operate = CALLS[call]
+    with connect(store) as client:
+        while True:
+            _, handle = client.AcquireStory(CHRONICLE, STORY)
+            assert handle is not None
+            side, forks = Side(handle, f"parent {number}"), []
+            side.log(prepared)
+            with Interruption(lambda forks=forks: forks.append(Fork()), at(number)) as interruption:
+                operate(side)
+            if forks and not forks[0].pid:
+                forks[0].end(lambda side=side: (side.told[-1], after_fork(side, call, number)))
+            own_id = handle.client_id
+            if call != "close":
+                side.log(20)
+            if forks:
+                last, (child_id, told) = forks[0].result()
+                check_client(store, own_id, side.told)
+                if told:
+                    check_child(store, child_id, told, last)
+            client.ReleaseStory(CHRONICLE, STORY)
+            check_client(store, own_id, side.told)
+            if not interruption.fired:
+                break
+            number += step
+        assert client.DestroyStory(CHRONICLE, STORY) == 0, client.last_error
+
+
+def after_fork(side: Side, call: str, number: int) -> tuple[int, list[tuple[int, bytes]]]:
+    """Go on in a child that came out of an interrupted call."""
+    if call == "close":
+        assert side.handle.log_event("too late") == 0
+        return 0, []
+    return side.more(f"child {number}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(soak(120, 1800))
+@pytest.mark.parametrize("action", ["logs", "raises", "forks"])
+def test_the_first_event_of_a_child_interrupted_at_every_bytecode(
+    store: pathlib.Path, client: Client, action: str
+) -> None:
+    side = Side(acquire(client), "parent")
+    side.log(3)
+    number, step = 1, soak(149, 1)
+    while True:
+        fired, results = in_child(lambda n=number: interrupted_child(side, action, n)).result()
+        for child_id, told, interrupted in results:
+            check_client(store, child_id, told, interrupted)
+        if not fired:
+            break
+        number += step
+    check_client(store, side.handle.client_id, side.told)
+
+
+def interrupted_child(
+    side: Side, action: str, number: int
+) -> tuple[int, list[tuple[int, list[tuple[int, bytes]], bytes]]]:
+    """Log a first event, interrupt that, and go on; return whether it was interrupted, and what was told."""
+    side.name, side.told = f"child {number}", []
+    grandchildren: list[Fork] = []
+
+    def interrupt() -> None:
+        if action == "logs":
+            inner = Side(side.handle, f"handler {number}")
+            inner.log(20)
+            side.told += inner.told
+        elif action == "raises":
+            raise Thrown
+        else:
+            grandchildren.append(Fork())
+
+    interrupted = f"interrupted {number}".encode()
+    interruption = Interruption(interrupt, at(number))
+    try:
+        with interruption:
+            time_ns = side.handle.log_event(interrupted.decode())
+        side.told.append((time_ns, interrupted))
+    except Thrown:
+        pass
+    if grandchildren and not grandchildren[0].pid:
+        side.told = []
+        grandchildren[0].end(lambda: side.more(f"grandchild {number}"))
+    side.log(20)
+    results = [(side.handle.client_id, side.told, interrupted)]
+    results += [(*grandchild.result(), interrupted) for grandchild in grandchildren]
+    side.handle._writer.close()
+    return interruption.fired, results
