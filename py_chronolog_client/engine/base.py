@@ -145,6 +145,10 @@ class ScanReport:
     unseen: int = 0
     """Clients that did not close and whose newest events lie where this machine cannot look."""
 
+    def caught(self, error: DamageError) -> None:
+        """Note a damage, without the frames that its traceback would keep alive, and their files open."""
+        self.damages.append(error.with_traceback(None))
+
 
 class Engine(ABC):
     """A place that keeps stories. Errors are raised from the tree in `py_chronolog_client.errors`."""
