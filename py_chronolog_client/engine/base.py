@@ -147,6 +147,7 @@ class ScanReport:
 
     def caught(self, error: DamageError) -> None:
         """Note a damage, without the frames that its traceback would keep alive, and their files open."""
+        error.__cause__ = error.__context__ = None
         self.damages.append(error.with_traceback(None))
 
 

@@ -817,6 +817,9 @@ def test_a_read_error_names_the_place(
     assert client.ReplayStory(reading.CHRONICLE, reading.STORY, 0, 2**64 - 1, series) == -1
     assert "cannot be read: Input/output error" in str(series.damages[0])
     assert (series.damages[0].path, series.damages[0].offset) == (str(path), start)
+    assert series.damages[0].__cause__ is series.damages[0].__traceback__ is None, (
+        "they would keep files open"
+    )
     rows = [(e.time(), e.client_id(), e.sequence(), e.record_bytes()) for e in series]
     kept = survivors({1, 2} if failing == "header" else {1})
     assert rows == sorted(kept + OTHER_ROWS), "what is behind an unreadable header cannot be found"

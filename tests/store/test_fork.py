@@ -22,6 +22,8 @@ from tests.store.writing import CHRONICLE, STORY, acquire, check, connect, files
 from tests.support import processes
 from tests.support.counts import soak
 
+pytestmark = pytest.mark.soak
+
 __all__ = ["small"]
 
 PROGRAM = pathlib.Path(forked.__file__)

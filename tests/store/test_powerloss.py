@@ -243,6 +243,7 @@ def run_power_cuts(directory: pathlib.Path, cycles: int, seed: int) -> subproces
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.soak
 def test_real_power_cuts(tmp_path: pathlib.Path) -> None:
     """The ioctl that shuts a file system down drops everything that was not synced, as a power cut does."""
     if problem := power_cut_problem():
