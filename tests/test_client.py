@@ -878,7 +878,7 @@ def test_many_threads_acquire_log_and_release(client: Client) -> None:
                 handle = acquire(client, story)
                 assert handle.log_event(f"{number}")
                 assert client.ReleaseStory("c", story) == 0
-        except BaseException as error:  # noqa: BLE001  the main thread tells
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=work, args=(f"story {number}",)) for number in range(4)]

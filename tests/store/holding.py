@@ -178,7 +178,7 @@ def race(*targets: tuple[Callable[..., Any], Any]) -> list[Any]:
 def _report(results: Any, number: int, barrier: Any, function: Callable[..., Any], args: Any) -> None:
     try:
         results.put((number, function(barrier, *args)))
-    except Exception as error:  # noqa: BLE001 - raised again in the test's process
+    except Exception as error:
         results.put((number, error))
 
 
@@ -197,7 +197,7 @@ def interrupted(action: Callable[[], object], at: int, interruption: Callable[[]
     def interrupt() -> None:
         try:
             interruption()
-        except BaseException as error:  # noqa: BLE001 - raised again below
+        except BaseException as error:
             failures.append(error)
 
     def watch(_frame: object, event: str, function: Any) -> None:
