@@ -80,7 +80,7 @@ class Job:
             self._model.fail_next_sync()
         if action in ("flush", "fail"):
             self.promised.update(rows[: writer.flush()])
-        if action == "back":
+        if action == "back" and rows:  # a client that wrote nothing comes back as another one
             writer.close()
             self.promised.update(rows)
             self.open(client_id)
