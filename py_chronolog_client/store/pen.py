@@ -15,8 +15,8 @@ from typing import NamedTuple
 from py_chronolog_client.clock import ClockModel
 from py_chronolog_client.store.blocks import complete_block
 from py_chronolog_client.store.format import HEADER_BYTES, KIND_EVENTS, BlockHeader, encode_record, padding
+from py_chronolog_client.store.rights import is_own
 from py_chronolog_client.store.segment import Segment, write_whole
-from py_chronolog_client.store.tail import is_own
 
 
 class Stored(NamedTuple):

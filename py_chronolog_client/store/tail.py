@@ -1,9 +1,9 @@
 """The tail: a small shared mapping that holds a client's newest events, and the right to write to it.
 
-How it works ------------ Appending must survive a SIGKILL at any instruction, cost no system call, and stay
-right when it is interrupted: by another thread, by a signal handler that logs, by an exception that a handler
-throws between any two bytecodes, by a fork. There is no lock that could be
-waited for in a signal handler, so interruption is made harmless instead of impossible:
+Appending must survive a SIGKILL at any instruction, cost no system call, and stay right when it is interrupted:
+by another thread, by a signal handler that logs, by an exception that a handler throws between any two
+bytecodes, by a fork. There is no lock that could be waited for in a signal handler, so interruption is made
+harmless instead of impossible:
 
 * All memory that an append touches is reached through the `memoryview`s of an **epoch**. A view can be
   *released*, and from then on every use of it raises ValueError, inside one C call, before a byte moves.
@@ -44,6 +44,7 @@ from py_chronolog_client.store.format import (
     TailHeader,
     TailState,
 )
+from py_chronolog_client.store.rights import is_own
 from py_chronolog_client.store.root import StoreRoot
 
 TAIL_BYTES = 2**20
@@ -164,27 +165,6 @@ def appends(
         if not is_own(error):
             raise
     return Claim(epoch, slot)
-
-
-def is_revocation(error: BaseException) -> bool:
-    """Tell whether an error says that a right of its thrower, or the whole mapping, has been taken away."""
-    taken = "released memoryview" in str(error) or "mmap closed" in str(error)
-    return taken and isinstance(error, ValueError) and is_own(error)
-
-
-def is_own(error: BaseException) -> bool:
-    """Tell an error of this package from one that a signal handler threw into it: its raiser is a function of here."""
-    trace, raiser = error.__traceback__, _PACKAGE
-    while trace is not None:
-        name = str(trace.tb_frame.f_globals.get("__name__", ""))
-        if name.partition(".")[0] not in _HELPERS:
-            raiser = name
-        trace = trace.tb_next
-    return raiser.startswith(_PACKAGE)
-
-
-_PACKAGE = __name__.partition(".")[0] + ".store."
-_HELPERS = frozenset({"contextlib", "genericpath", "os", "pathlib", "posixpath"})
 
 
 class Tail:

@@ -22,7 +22,7 @@ from py_chronolog_client.engine.base import Durability, WriterOptions
 from py_chronolog_client.engine.embedded import EmbeddedEngine
 from py_chronolog_client.errors import ClosedError
 from py_chronolog_client.identity import new_client_id
-from py_chronolog_client.store import appender, pen, segment, tail
+from py_chronolog_client.store import appender, journal, pen, rights, segment, tail
 from py_chronolog_client.store.appender import Appender
 from py_chronolog_client.store.format import TailHeader, TailState
 from py_chronolog_client.store.root import StoreRoot
@@ -340,7 +340,7 @@ def of_the_store(function: FunctionType) -> FunctionType:
 def test_a_failed_sync_that_is_interrupted_is_still_final(
     engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
-    monkeypatch.setattr(appender.logger, "disabled", True)  # logging swallows what is thrown into it
+    monkeypatch.setattr(journal.logger, "disabled", True)  # logging swallows what is thrown into it
     failing: set[int] = set()
 
     def fdatasync(descriptor: int) -> None:
@@ -413,7 +413,7 @@ def test_no_view_of_a_revoked_epoch_writes(small_tail: tail.Tail, name: str) -> 
     before = bytes(small_tail.mapping)
     with pytest.raises(ValueError, match="released") as caught:
         STORES[name](getattr(epoch, name))
-    assert not tail.is_revocation(caught.value), "it was not raised in the store"
+    assert not rights.is_revocation(caught.value), "it was not raised in the store"
     assert bytes(small_tail.mapping) == before
     assert epoch.revoked
     epoch.revoke()
@@ -512,8 +512,8 @@ def test_errors_of_handlers_are_told_from_own_ones(small_tail: tail.Tail) -> Non
     try:
         small_tail.base(epoch)
     except ValueError as error:
-        assert tail.is_revocation(error)
+        assert rights.is_revocation(error)
     with pytest.raises(ValueError, match="released") as caught:
         epoch.words[0]
-    assert not tail.is_own(caught.value)
-    assert not tail.is_revocation(caught.value)
+    assert not rights.is_own(caught.value)
+    assert not rights.is_revocation(caught.value)

@@ -17,7 +17,7 @@ import pytest
 from py_chronolog_client.engine.base import Writer, WriterOptions
 from py_chronolog_client.engine.embedded import EmbeddedEngine
 from py_chronolog_client.errors import ChronoLogError
-from py_chronolog_client.store import appender, owner, segment
+from py_chronolog_client.store import journal, owner, segment
 from py_chronolog_client.store.stretch import BlockStretch
 from py_chronolog_client.testing.manual_clock import ManualClock
 from tests.store import independent, reading
@@ -26,8 +26,8 @@ from tests.support import processes
 from tests.support.counts import soak
 
 ANOTHER_BOOT = b"\x5a" * 16
-SMALL_CAPACITY = appender.RESERVE_EVENTS + 24
-SMALL_BYTES = 4096 + 16 * SMALL_CAPACITY + appender.RESERVE_BYTES + 8192
+SMALL_CAPACITY = journal.RESERVE_EVENTS + 24
+SMALL_BYTES = 4096 + 16 * SMALL_CAPACITY + journal.RESERVE_BYTES + 8192
 SEED = random.SystemRandom().randrange(2**32)
 
 
@@ -114,8 +114,8 @@ def cut_power_often(directory: pathlib.Path, seed: int, steps: int, cuts: int) -
     watched.mkdir()
     model, number = PowerModel(watched), 0
     with (
-        mock.patch.object(appender, "TAIL_CAPACITY", SMALL_CAPACITY),
-        mock.patch.object(appender, "TAIL_BYTES", SMALL_BYTES),
+        mock.patch.object(journal, "TAIL_CAPACITY", SMALL_CAPACITY),
+        mock.patch.object(journal, "TAIL_BYTES", SMALL_BYTES),
         model.watching(),
     ):
         job = Job(watched / "store", model, chance)

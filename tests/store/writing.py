@@ -12,7 +12,7 @@ import py_chronolog_client as chronolog
 from py_chronolog_client.client import StoryHandle
 from py_chronolog_client.engine.base import Durability, ScanReport
 from py_chronolog_client.engine.embedded import EmbeddedEngine
-from py_chronolog_client.store import appender, tail
+from py_chronolog_client.store import journal, tail
 
 CHRONICLE, STORY = "chronicle", "story"
 
@@ -45,7 +45,7 @@ def small_tails(
         ("RESERVE_EVENTS", reserve_events),
         ("RESERVE_BYTES", reserve_bytes),
     ):
-        for module in (tail, appender):
+        for module in (tail, journal):
             assert hasattr(module, name)
             setattr(module, name, value)
 
@@ -53,7 +53,7 @@ def small_tails(
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every writer of a test a small tail."""
-    for module in (tail, appender):
+    for module in (tail, journal):
         for name in ("TAIL_CAPACITY", "TAIL_BYTES", "RESERVE_EVENTS", "RESERVE_BYTES"):
             monkeypatch.setattr(module, name, getattr(module, name))
     small_tails()
