@@ -94,7 +94,7 @@ from py_chronolog_client.errors import (  # noqa: E402
 )
 
 if TYPE_CHECKING:
-    from py_chronolog_client.page import U64, MemoryPage, Page, split_records
+    from py_chronolog_client.page import U64, MemoryPage, Page, Payload
     from py_chronolog_client.store.catalog import Catalog
 
 __all__ = [
@@ -119,6 +119,7 @@ __all__ = [
     "NotConnectedError",
     "NotFoundError",
     "Page",
+    "Payload",
     "RecordTooLargeError",
     "ReplayTimeoutError",
     "ScanReport",
@@ -135,14 +136,13 @@ __all__ = [
     "open_client",
     "release",
     "require_store",
-    "split_records",
     "store_directory",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Fetch the names that need numpy when they are asked for."""
-    if name in ("Page", "MemoryPage", "U64", "split_records"):
+    if name in ("Page", "MemoryPage", "Payload", "U64"):
         return getattr(importlib.import_module("py_chronolog_client.page"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from chronolog_hpc.clientlib import MemoryPage, Page, ReplayTimeoutError, split_records
+from chronolog_hpc.clientlib import MemoryPage, Page, Payload, ReplayTimeoutError
 from chronolog_hpc.splitters import I64, Columns
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ ROUND_BYTES = 32 * 2**20
 """About what a rank sends, and receives, in one round."""
 
 _EVENT_BYTES = 40
-_CHUNK_EVENTS = 4096
+_CHUNK_EVENTS = 2**15
 _FIRST_MEAN_BYTES = 4096
 _UNKNOWN_NS = 2**64 - 1
 
@@ -39,45 +39,37 @@ class Piece(NamedTuple):
     """Consecutive events of one sender's run."""
 
     columns: Columns
-    sizes: U64
-    """Length of each record: uint64, shape (n,), bytes."""
-    payload: memoryview
+    payload: Payload
     windows_ns: U64 | None
     """Half-width of the window around each time; None where nobody knows any."""
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self.payload)
 
     @property
     def size_bytes(self) -> int:
         """About what the piece takes in memory."""
-        return len(self.payload) + _EVENT_BYTES * len(self)
+        return len(self.payload.data) + _EVENT_BYTES * len(self)
 
     def part(self, start: int, stop: int) -> Piece:
         """Return the events from `start` up to `stop` (not included), without copying them."""
-        ends = np.cumsum(self.sizes[:stop])
-        first, last = (int(ends[place - 1]) if place else 0 for place in (start, stop))
         columns = Columns(*(column[start:stop] for column in self.columns))
         windows_ns = None if self.windows_ns is None else self.windows_ns[start:stop]
-        return Piece(columns, self.sizes[start:stop], self.payload[first:last], windows_ns)
+        return Piece(columns, self.payload.part(start, stop), windows_ns)
 
     def copy(self) -> Piece:
         """Return the same events in memory of their own, so that what they were cut from can go."""
         columns = Columns(*(column.copy() for column in self.columns))
         windows_ns = None if self.windows_ns is None else self.windows_ns.copy()
-        return Piece(columns, self.sizes.copy(), memoryview(bytes(self.payload)), windows_ns)
+        return Piece(columns, Payload(self.payload.ends.copy(), bytes(self.payload.data)), windows_ns)
 
     def words(self) -> U64:
-        """Return everything but the payload: uint64, shape (4 n,), or (5 n,) with windows."""
+        """Return everything but the records' bytes: uint64, shape (4 n,), or (5 n,) with windows."""
         known = [] if self.windows_ns is None else [self.windows_ns]
-        return np.concatenate([*self.columns, self.sizes, *known])
+        return np.concatenate([*self.columns, self.payload.ends, *known])
 
 
-def _joined(arrays: Sequence[U64]) -> U64:
-    return np.concatenate(arrays) if arrays else np.empty(0, np.uint64)
-
-
-NOTHING = Piece(Columns(*([_joined([])] * 3)), _joined([]), memoryview(b""), None)
+NOTHING = Piece(Columns(*[np.empty(0, np.uint64)] * 3), Payload.of([]), None)
 
 
 class Run:
@@ -105,25 +97,22 @@ class Run:
         Raises:
             DamageError: the store no longer holds what it held.
         """
-        records: list[bytes] = []
-        sizes: list[U64] = []
+        parts: list[Payload] = []
         place, left_bytes = start, limit_bytes
         while place < stop and left_bytes > 0:
             number = bisect_right(self._starts, place) - 1
             first = place - self._starts[number]
             count = min(_CHUNK_EVENTS, max(1, left_bytes // self._mean_bytes), stop - place)
-            got = self._pages[number].records(first, first + count)
-            got_sizes = np.fromiter(map(len, got), np.uint64, len(got))
-            costs = np.cumsum(got_sizes + np.uint64(_EVENT_BYTES))
+            got = self._pages[number].payload(first, first + count)
+            costs = got.ends + np.arange(1, len(got) + 1, dtype=np.uint64) * np.uint64(_EVENT_BYTES)
             self._mean_bytes = int(costs[-1]) // len(got)
-            fitting = max(int(np.searchsorted(costs, np.uint64(left_bytes), "right")), 0 if records else 1)
-            records += got[:fitting]
-            sizes.append(got_sizes[:fitting])
+            fitting = max(int(np.searchsorted(costs, np.uint64(left_bytes), "right")), 0 if parts else 1)
+            parts.append(got.part(0, fitting))
             place += fitting
             left_bytes = left_bytes - int(costs[-1]) if fitting == len(got) else 0
         columns = Columns(*(column[start:place] for column in self.columns))
         windows_ns = None if self.windows_ns is None else self.windows_ns[start:place]
-        return Piece(columns, _joined(sizes), memoryview(b"".join(records)), windows_ns)
+        return Piece(columns, Payload.join(parts), windows_ns)
 
     def _join(self, name: str) -> U64:
         """Put one column of all pages into one array, of which the pages keep views."""
@@ -255,17 +244,22 @@ def _swap(team: Team, pieces: Sequence[Piece]) -> list[Piece]:
     """Send piece i to rank i; return the pieces from all ranks, in rank order. The own piece stays here."""
     sent = [NOTHING if rank == team.rank else piece for rank, piece in enumerate(pieces)]
     words = [piece.words() for piece in sent]
-    counts = np.array([[len(p), len(w), len(p.payload)] for p, w in zip(sent, words, strict=True)], np.int64)
+    counts = np.array(
+        [[len(p), len(w), len(p.payload.data)] for p, w in zip(sent, words, strict=True)], np.int64
+    )
     incoming = team.alltoall(counts)
-    payload = np.frombuffer(b"".join(piece.payload for piece in sent), np.uint8)
+    data = np.frombuffer(b"".join([piece.payload.data for piece in sent]), np.uint8)
     came = team.alltoallv(np.concatenate(words), counts[:, 1], incoming[:, 1])
-    view = team.alltoallv(payload, counts[:, 2], incoming[:, 2]).data
+    view = team.alltoallv(data, counts[:, 2], incoming[:, 2]).data
     received, word, byte = [], 0, 0
     for events, words_count, payload_bytes in incoming.tolist():
         rows = came[word : word + words_count].reshape(-1, max(events, 1))
         windows_ns = rows[4] if len(rows) > 4 else None
-        part = view[byte : byte + payload_bytes]
-        received.append(Piece(Columns(*rows[:3]), rows[3], part, windows_ns) if events else NOTHING)
+        if events:
+            payload = Payload(rows[3], view[byte : byte + payload_bytes])
+            received.append(Piece(Columns(*rows[:3]), payload, windows_ns))
+        else:
+            received.append(NOTHING)
         word, byte = word + words_count, byte + payload_bytes
     received[team.rank] = pieces[team.rank]
     return received
@@ -279,10 +273,12 @@ def _take_in(inbox: Inbox, received: Sequence[Piece]) -> MemoryPage | None:
 
 def _merge(pieces: Sequence[Piece]) -> MemoryPage:
     """Merge pieces into one page. Each is in order; the pieces of a sender follow each other."""
+    if len(pieces) == 1:
+        whole = pieces[0].copy()  # its memory holds what came from the other senders too
+        return MemoryPage(*whole.columns, whole.payload, whole.windows_ns)
     times, client_ids, sequences = (
         np.concatenate([piece.columns[number] for piece in pieces]) for number in range(3)
     )
-    sizes = np.concatenate([piece.sizes for piece in pieces])
     windows_ns = None
     if any(piece.windows_ns is not None for piece in pieces):
         windows_ns = np.concatenate(
@@ -291,29 +287,11 @@ def _merge(pieces: Sequence[Piece]) -> MemoryPage:
                 for p in pieces
             ]
         )
-    if len(pieces) == 1:
-        return MemoryPage(
-            times, client_ids, sequences, np.cumsum(sizes), bytes(pieces[0].payload), windows_ns
-        )
     order = np.argsort(times, kind="stable")
     sorted_times, sorted_ids = times[order], client_ids[order]
     if np.any((sorted_times[1:] == sorted_times[:-1]) & (sorted_ids[1:] < sorted_ids[:-1])):
         order = np.lexsort((client_ids, times))  # stable, and each client's events are in order already
-    payload = _permute(pieces, sizes, order)
+    payload = Payload.join([piece.payload for piece in pieces]).take(order)
     if windows_ns is not None:
         windows_ns = windows_ns[order]
-    ends = np.cumsum(sizes[order])
-    return MemoryPage(times[order], client_ids[order], sequences[order], ends, payload, windows_ns)
-
-
-def _permute(pieces: Sequence[Piece], sizes: U64, order: I64) -> memoryview:
-    """Return the records of all pieces in another order, one after another."""
-    payload = b"".join(piece.payload for piece in pieces)
-    size_bytes = int(sizes[0])
-    if np.all(sizes == size_bytes):
-        if not size_bytes:
-            return memoryview(b"")
-        rows = np.frombuffer(payload, np.uint8).reshape(-1, size_bytes)
-        return rows[order].reshape(-1).data
-    records = split_records(payload, np.cumsum(sizes).tolist(), 0)
-    return memoryview(b"".join(map(records.__getitem__, order.tolist())))
+    return MemoryPage(times[order], client_ids[order], sequences[order], payload, windows_ns)

@@ -8,12 +8,86 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 U64 = npt.NDArray[np.uint64]
 U32 = npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Records, one after another.
+
+    Attributes:
+        ends: uint64, shape (n,): where each record ends in `data`. It starts where the one before ends, the first at 0.
+        data: the records' bytes.
+    """
+
+    ends: U64
+    data: bytes | memoryview
+
+    @classmethod
+    def of(cls, records: Sequence[bytes]) -> Payload:
+        """Put records one after another."""
+        ends = np.cumsum(np.fromiter(map(len, records), np.uint64, len(records)), dtype=np.uint64)
+        return cls(ends, b"".join(records))
+
+    @classmethod
+    def join(cls, payloads: Iterable[Payload]) -> Payload:
+        """Put the records of several payloads one after another."""
+        several = list(payloads)
+        if len(several) == 1:
+            return several[0]
+        data = b"".join([payload.data for payload in several])
+        sizes = [payload.sizes() for payload in several]
+        return cls(
+            np.cumsum(np.concatenate(sizes) if sizes else np.empty(0, np.uint64), dtype=np.uint64), data
+        )
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def sizes(self) -> U64:
+        """Return the length of each record: uint64, shape (n,), bytes."""
+        return np.diff(self.ends, prepend=np.uint64(0))
+
+    def records(self) -> list[bytes]:
+        """Return the records."""
+        data = bytes(self.data)
+        records = []
+        start = 0
+        for end in self.ends.tolist():
+            records.append(data[start:end])
+            start = end
+        return records
+
+    def part(self, start: int, stop: int) -> Payload:
+        """Return the records from `start` up to `stop` (not included), without copying them."""
+        ends = self.ends[start:stop]
+        if not len(ends):
+            return Payload(ends, b"")
+        first = self.ends[start - 1] if start else np.uint64(0)
+        return Payload(ends - first, memoryview(self.data)[int(first) : int(ends[-1])])
+
+    def take(self, order: npt.NDArray[np.intp]) -> Payload:
+        """Return the records with the given numbers, in that order."""
+        if not len(order):
+            return Payload(np.empty(0, np.uint64), b"")
+        sizes = self.sizes()
+        size_bytes = int(sizes[0])
+        if size_bytes and np.all(sizes == sizes[0]):
+            rows = np.frombuffer(self.data, np.uint8).reshape(-1, size_bytes)[order]
+            return Payload(np.arange(1, len(order) + 1, dtype=np.uint64) * sizes[0], rows.reshape(-1).data)
+        breaks = np.flatnonzero(np.diff(order) != 1) + 1  # neighbours that stay neighbours are moved together
+        firsts = (self.ends - sizes)[order[np.concatenate([[0], breaks])]].tolist()
+        lasts = self.ends[order[np.concatenate([breaks - 1, [-1]])]].tolist()
+        data = memoryview(self.data)
+        moved = b"".join([data[first:last] for first, last in zip(firsts, lasts, strict=True)])
+        return Payload(np.cumsum(sizes[order], dtype=np.uint64), moved)
 
 
 class Page(ABC):
@@ -41,12 +115,20 @@ class Page(ABC):
         return low_words(self.sequences)
 
     @abstractmethod
+    def payload(self, start: int = 0, stop: int | None = None) -> Payload:
+        """Return the records of the events `start` to `stop` (not included), in order, as one piece of memory.
+
+        Raises:
+            DamageError: the store no longer holds what it held when the page was made.
+        """
+
     def records(self, start: int = 0, stop: int | None = None) -> list[bytes]:
         """Return the records of the events `start` to `stop` (not included), in order.
 
         Raises:
             DamageError: the store no longer holds what it held when the page was made.
         """
+        return self.payload(start, stop).records()
 
     def windows_ns(self) -> U64:
         """Return the half-width of the hard window around every time: uint64, shape (n,), ns.
@@ -57,53 +139,29 @@ class Page(ABC):
 
 
 class MemoryPage(Page):
-    """A page whose records are in memory: one payload and the offset at which each record ends."""
+    """A page whose records are in memory."""
 
-    __slots__ = ("_ends", "_payload", "_windows_ns")
+    __slots__ = ("_payload", "_windows_ns")
 
     def __init__(
-        self,
-        times: U64,
-        client_ids: U64,
-        sequences: U64,
-        ends: U64,
-        payload: bytes | bytearray | memoryview,
-        windows_ns: U64 | None = None,
+        self, times: U64, client_ids: U64, sequences: U64, payload: Payload, windows_ns: U64 | None = None
     ) -> None:
         """Make a page of n events.
 
         Args:
-            ends: uint64, shape (n,): where record i ends in `payload`; it starts where i - 1 ends.
-            payload: the records, one after another.
+            payload: the records.
             windows_ns: uint64, shape (n,), or None for the system's clock.
         """
         super().__init__(times, client_ids, sequences)
-        self._ends = ends
-        self._payload = memoryview(payload)
+        self._payload = payload
         self._windows_ns = windows_ns
 
-    def records(self, start: int = 0, stop: int | None = None) -> list[bytes]:
+    def payload(self, start: int = 0, stop: int | None = None) -> Payload:
         start, stop, _ = slice(start, stop).indices(len(self))
-        if start >= stop:
-            return []
-        ends = self._ends[start:stop].tolist()
-        first = int(self._ends[start - 1]) if start else 0
-        payload = bytes(self._payload[first : ends[-1]])
-        return split_records(payload, ends, first)
+        return self._payload.part(start, stop)
 
     def windows_ns(self) -> U64:
         return super().windows_ns() if self._windows_ns is None else self._windows_ns
-
-
-def split_records(payload: bytes, ends: list[int], origin: int) -> list[bytes]:
-    """Cut `payload` at `ends`, offsets that count from `origin`."""
-    records = []
-    start = 0
-    for end in ends:
-        stop = end - origin
-        records.append(payload[start:stop])
-        start = stop
-    return records
 
 
 def low_words(sequences: U64) -> U32:

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from py_chronolog_client import Event, EventList
 from py_chronolog_client.errors import DamageError
-from py_chronolog_client.page import MemoryPage
+from py_chronolog_client.page import MemoryPage, Payload
 from tests.support.counts import soak
 
 EVENTS = st.builds(
@@ -40,8 +40,7 @@ def page_of(events: Iterable[Event]) -> MemoryPage:
         for getter in (Event.time, Event.client_id, Event.sequence)
     ]
     records = [event.record_bytes() for event in events]
-    ends = np.cumsum([len(record) for record in records], dtype=np.uint64)
-    return MemoryPage(*columns, ends, b"".join(records))
+    return MemoryPage(*columns, Payload.of(records))
 
 
 def in_pages(*pages: Iterable[Event]) -> EventList:
@@ -370,7 +369,7 @@ def test_damages_are_kept_until_the_list_is_cleared() -> None:
 def large_page(count: int, record_bytes: int) -> MemoryPage:
     columns = [np.arange(count, dtype=np.uint64) for _ in range(3)]
     ends = np.arange(record_bytes, record_bytes * (count + 1), record_bytes, dtype=np.uint64)
-    return MemoryPage(*columns, ends, bytes(record_bytes * count))
+    return MemoryPage(*columns, Payload(ends, bytes(record_bytes * count)))
 
 
 @pytest.mark.slow

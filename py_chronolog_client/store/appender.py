@@ -153,8 +153,7 @@ class Appender(Writer):
         try:
             self._flush(own, claim)
             own.next_sequence = own.count(claim)
-            fields = {"reason": reason, "next_sequence": own.next_sequence, "lost": self._losses.by_reason()}
-            own.write_goodbye(fields, durable=self._options.durability == "node")
+            own.write_goodbye(reason, self._losses.by_reason(), durable=self._options.durability == "node")
         except OSError as error:
             if not is_own(error):
                 raise

@@ -18,7 +18,7 @@ import numpy as np
 
 from py_chronolog_client.engine.base import ScanReport
 from py_chronolog_client.errors import DamageError
-from py_chronolog_client.page import U64
+from py_chronolog_client.page import U64, Payload
 from py_chronolog_client.store.blocks import complete_block, read_exactly, read_header
 from py_chronolog_client.store.format import (
     ALIGNMENT,
@@ -129,22 +129,21 @@ class ClientLog:
             raise DamageError(f"{self._base_path}.log", 0, f"event {sequence} is missing")
         return self._stretches[place]
 
-    def records(self, sequences: U64) -> list[bytes]:
+    def payload(self, sequences: U64) -> Payload:
         """Return the records of rising sequence numbers."""
-        records: list[bytes] = []
+        parts: list[Payload] = []
         place, count = 0, len(sequences)
         while place < count:
             sequence = int(sequences[place])
             stretch = self.stretch_of(sequence)
             stop = place + int(np.searchsorted(sequences[place:], np.uint64(stretch.end_sequence)))
             wanted = sequences[place:stop]
-            found = stretch.records(sequence, int(wanted[-1]) + 1)
-            if len(found) == len(wanted):
-                records += found
-            else:
-                records += [found[int(number) - sequence] for number in wanted]
+            found = stretch.payload(sequence, int(wanted[-1]) + 1)
+            if len(found) > len(wanted):
+                found = found.take((wanted - wanted[0]).astype(np.intp))
+            parts.append(found)
             place = stop
-        return records
+        return Payload.join(parts)
 
     def windows_ns(self, sequences: U64, times: U64) -> U64:
         """Return the half-widths of the hard windows around the times of rising sequence numbers, in ns."""

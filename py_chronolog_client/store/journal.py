@@ -318,10 +318,12 @@ class Journal:
         self.acknowledged = max(self.acknowledged, sequence)
         return True
 
-    def write_goodbye(self, fields: dict[str, object], durable: bool) -> None:
+    def write_goodbye(self, reason: str, lost: dict[str, int], durable: bool) -> None:
         """Note how the client ended, behind its last block."""
+        fields = {"type": "close", "reason": reason, "closed_ns": self.now()}
+        fields |= {"next_sequence": self.next_sequence, "lost": lost}
         with self.pen() as pen:
-            pen.write_record(self.client_id, {"type": "close", "closed_ns": self.now(), **fields})
+            pen.write_record(self.client_id, fields)
             if durable:
                 assert pen.stored is not None
                 pen.stored.segment.sync(pen.stored.offset)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport, Snapshot
 from py_chronolog_client.errors import DamageError, NotFoundError, ReplayTimeoutError
-from py_chronolog_client.page import U64, Page
+from py_chronolog_client.page import U64, Page, Payload
 from py_chronolog_client.store import acquisition
 from py_chronolog_client.store.clientlog import ClientLog
 from py_chronolog_client.store.stretch import Stretch
@@ -230,13 +230,28 @@ class _StoryPage(Page):
         super().__init__(times, client_ids, sequences)
         self._clients = clients
 
+    def payload(self, start: int = 0, stop: int | None = None) -> Payload:
+        parts = list(self._payloads(start, stop))
+        payload = Payload.join([payload for _, payload in parts])
+        if len(parts) < 2:
+            return payload
+        order = np.empty(len(payload), np.intp)
+        order[np.concatenate([places for places, _ in parts])] = np.arange(len(order))
+        return payload.take(order)
+
     def records(self, start: int = 0, stop: int | None = None) -> list[bytes]:
-        sequences, client_ids = self.sequences[start:stop], self.client_ids[start:stop]
-        found = np.empty(len(sequences), object)
-        for client_id, places in _by_client(client_ids):
-            found[places] = self._clients[client_id].records(sequences[places])
+        parts = list(self._payloads(start, stop))
+        found = np.empty(sum(len(places) for places, _ in parts), object)
+        for places, payload in parts:
+            found[places] = payload.records()
         records: list[bytes] = found.tolist()
         return records
+
+    def _payloads(self, start: int, stop: int | None) -> Iterator[tuple[npt.NDArray[np.intp], Payload]]:
+        """Yield the places of each client's events, counted from `start`, and their records."""
+        sequences = self.sequences[start:stop]
+        for client_id, places in _by_client(self.client_ids[start:stop]):
+            yield places, self._clients[client_id].payload(sequences[places])
 
     def windows_ns(self) -> U64:
         windows = np.empty(len(self), np.uint64)

@@ -18,7 +18,7 @@ import numpy as np
 
 from py_chronolog_client.clock import UNKNOWN_WINDOW_NS, ClockModel
 from py_chronolog_client.errors import DamageError, StoreError
-from py_chronolog_client.page import U64, split_records
+from py_chronolog_client.page import U64, Payload
 from py_chronolog_client.store.blocks import read_exactly
 from py_chronolog_client.store.format import HEADER_BYTES, BlockHeader
 
@@ -107,8 +107,8 @@ class Stretch(ABC):
         """
 
     @abstractmethod
-    def records(self, start: int, stop: int) -> list[bytes]:
-        """Return the records of the sequence numbers `start` to `stop` (not included), after `check`.
+    def payload(self, start: int, stop: int) -> Payload:
+        """Return the records of the sequence numbers `start` to `stop` (not included, there is one), after `check`.
 
         Raises:
             DamageError: they are not what was written.
@@ -164,7 +164,7 @@ class BlockStretch(Stretch):
                 raise self._damage("the checksum of the payload does not hold")
             self._checked = True
 
-    def records(self, start: int, stop: int) -> list[bytes]:
+    def payload(self, start: int, stop: int) -> Payload:
         self.check()
         if not self._indexed:
             self.times()
@@ -174,12 +174,12 @@ class BlockStretch(Stretch):
         before = min(first, 1)
         words = np.frombuffer(
             self._read(8 * (stop - start + before), ends_at + 8 * (first - before)), np.uint64
-        ).tolist()
-        origin = words.pop(0) if before else header.origin
-        if not header.origin <= origin <= words[-1] <= header.origin + header.payload_bytes:
+        )
+        origin, end = int(words[0]) if before else header.origin, int(words[-1])
+        if not header.origin <= origin <= end <= header.origin + header.payload_bytes:
             raise self._damage("ends have changed since they were checked")
         payload_at = ends_at + 8 * header.count + origin - header.origin
-        return split_records(self._read(words[-1] - origin, payload_at), words, origin)
+        return Payload(words[before:] - np.uint64(origin), self._read(end - origin, payload_at))
 
     def _check_columns(self, times: U64, ends: U64) -> None:
         header = self._header
@@ -247,12 +247,12 @@ class TailStretch(Stretch):
     def check(self) -> None:
         """Do nothing: the copy was checked when it was made."""
 
-    def records(self, start: int, stop: int) -> list[bytes]:
+    def payload(self, start: int, stop: int) -> Payload:
         first = start - self.first_sequence
-        ends = self._ends[first : stop - self.first_sequence].tolist()
+        ends = self._ends[first : stop - self.first_sequence]
         origin = int(self._ends[first - 1]) if first else self._origin
-        payload = self._payload[origin - self._origin : ends[-1] - self._origin]
-        return split_records(payload, ends, origin)
+        data = self._payload[origin - self._origin : int(ends[-1]) - self._origin]
+        return Payload(ends - np.uint64(origin), data)
 
     def behind(self, sequence: int) -> TailStretch:
         """Return the part from `sequence` on."""

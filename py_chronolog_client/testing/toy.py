@@ -445,14 +445,13 @@ def _window_ns(model: ClockModel, time_ns: int) -> int:
 def _make_page(events: list[_Event]) -> Page:
     import numpy as np  # writing needs none of this
 
-    from py_chronolog_client.page import MemoryPage
+    from py_chronolog_client.page import MemoryPage, Payload
 
     times, client_ids, sequences, records, windows_ns = zip(*events, strict=True)
     return MemoryPage(
         np.array(times, np.uint64),
         np.array(client_ids, np.uint64),
         np.array(sequences, np.uint64),
-        np.cumsum([len(record) for record in records], dtype=np.uint64),
-        b"".join(records),
+        Payload.of(records),
         np.array(windows_ns, np.uint64),
     )

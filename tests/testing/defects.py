@@ -18,7 +18,7 @@ from py_chronolog_client.engine.base import (
     WriterOptions,
     WriterStatistics,
 )
-from py_chronolog_client.page import MemoryPage, Page
+from py_chronolog_client.page import MemoryPage, Page, Payload
 from py_chronolog_client.testing import ToyEngine
 from py_chronolog_client.testing.toy import _Call
 
@@ -28,7 +28,7 @@ Event = tuple[int, int, int, bytes]
 def make_page(events: list[Event]) -> Page:
     times, client_ids, sequences, records = zip(*events, strict=True)
     columns = [np.array(column, np.uint64) for column in (times, client_ids, sequences)]
-    return MemoryPage(*columns, np.cumsum([len(r) for r in records], dtype=np.uint64), b"".join(records))
+    return MemoryPage(*columns, Payload.of(records))
 
 
 class ChangesEvents(ToyEngine):

@@ -245,6 +245,7 @@ class ReadContract(ContractBase):
             assert np.array_equal(sequences[client_ids == client_id], np.arange(total // 3))
         page = pages[-1]
         assert page.records() == [b"%d" % sequence for sequence in page.sequences.tolist()]
+        assert page.payload().records() == page.records(), "one client's records under another's keys"
 
     def test_records_of_a_page_are_fetched_in_slices(self, probe: Probe) -> None:
         writer = probe.open()
@@ -259,6 +260,7 @@ class ReadContract(ContractBase):
                 assert page.records(start) == whole[start:]
                 for stop in range(len(page) + 1):
                     assert page.records(start, stop) == whole[start:stop]
+                    assert page.payload(start, stop).records() == whole[start:stop]
 
     def test_pages_stay_readable_after_the_scan(self, probe: Probe) -> None:
         expected = write_colliding(probe)
