@@ -63,7 +63,8 @@ class WriterStatistics:
     acknowledged: int
     """Of those, how many have reached the durability that was asked for."""
     lost: Mapping[str, int] = field(default_factory=dict)
-    """Events that were refused: reason -> number. Each of them was answered with 0."""
+    """Events that were refused: reason -> number. Each of them was answered with 0. Under the reason "deleted" also
+    those that were accepted, if somebody has deleted them since."""
 
     @property
     def backlog(self) -> int:
@@ -82,7 +83,8 @@ class WriterOptions:
     description: Mapping[str, Any] = field(default_factory=dict)
     """Kept with the story for `Engine.clients`: msgpack-able values, for instance rank, size and job."""
     first_sequence: int = 0
-    """Number of the first event: where a client that comes back to a story goes on, otherwise 0."""
+    """Number of the first event. A client that was closed may come back to a story with the number behind its last
+    event, unless that is 0; its times then go on from where they were. For a new client any number will do."""
 
 
 class Writer(ABC):

@@ -35,6 +35,7 @@ from py_chronolog_client.store.tail import Claim
 
 logger = logging.getLogger("py_chronolog_client")
 
+_DELETED = "deleted"
 _POLITENESS_S = 0.1
 _HANDOVER_S = 0.01
 _BLOCK_EVENTS = 2**17
@@ -89,7 +90,8 @@ class Appender(Writer):
         except OSError as error:
             if not is_own(error):
                 raise
-            logger.warning("%s: flush failed, the events stay in the tail: %s", self._own.tail.path, error)
+            if error.errno != errno.ESTALE:  # of which the segment has told
+                logger.warning("%s: flush failed, the events stay in the tail: %s", self._own.tail.path, error)
         return self._own.first_sequence + self.statistics().acknowledged
 
     def use_clock(self, clock: Clock) -> None:
@@ -105,8 +107,10 @@ class Appender(Writer):
         except ClosedError:
             next_sequence = self._own.next_sequence
         acknowledged = next_sequence if self._options.durability == "process" else self._own.acknowledged
-        first = self._own.first_sequence
-        return WriterStatistics(next_sequence - first, acknowledged - first, self._losses.by_reason())
+        first, lost = self._own.first_sequence, self._losses.by_reason()
+        if any(segment.deleted for segment in self._own.segments):
+            lost[_DELETED] = lost.get(_DELETED, 0) + next_sequence - first
+        return WriterStatistics(next_sequence - first, acknowledged - first, lost)
 
     def close(self, reason: str = "released") -> None:
         if self._own.pid == os.getpid():
@@ -157,8 +161,11 @@ class Appender(Writer):
         except OSError as error:
             if not is_own(error):
                 raise
-            logger.warning("%s: closed, but the last events stay in the tail: %s", own.tail.path, error)
             own.next_sequence = own.count(claim)
+            if error.errno == errno.ESTALE:  # of which the segment has told
+                own.tail.remove()
+                return 0
+            logger.warning("%s: closed, but the last events stay in the tail: %s", own.tail.path, error)
             own.tail.mark_closed(claim.epoch)
         else:
             own.tail.remove()
@@ -310,6 +317,8 @@ def _fast_path(
 
 def _reason(error: OSError | ChronoLogError) -> str:
     """Return what `statistics` calls the reason of a refusal."""
+    if isinstance(error, OSError) and error.errno == errno.ESTALE:
+        return _DELETED
     if isinstance(error, OSError):
         return errno.errorcode.get(error.errno or 0, "EIO")
     return "closed" if isinstance(error, ClosedError) else "story gone"

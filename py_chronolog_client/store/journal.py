@@ -86,9 +86,10 @@ class Journal:
         fields |= {"first_sequence": first_sequence, "opened_ns": self.now()}
         first_block = encode_record(client_id, first_sequence, fields)
         segment = Segment(root, path, first_block, returning=first_sequence > 0)
+        self.reading = reading.not_before(segment.closed_ns)
         try:
             layout = TailHeader.layout(client_id, TAIL_BYTES, TAIL_CAPACITY, owner.boot_id())
-            state = TailState(first_sequence, TAIL_OPEN, reading.model)
+            state = TailState(first_sequence, TAIL_OPEN, self.reading.model)
             self.tail = Tail(root, path.with_suffix(".tail"), tail_directory, layout, state)
             try:
                 catalog.confirm_acquisition(directory, client_id)
@@ -253,6 +254,7 @@ class Journal:
         tail, epoch = self.tail, claim.epoch
         slot, base = tail.first_free(epoch, claim.slot), tail.base(epoch)
         if not slot:
+            self._progress().segment.require_name()
             return
         with self.pen() as pen:
             assert pen.stored is not None

@@ -16,7 +16,7 @@ from py_chronolog_client.clock import ClockModel
 from py_chronolog_client.store.blocks import complete_block
 from py_chronolog_client.store.format import HEADER_BYTES, KIND_EVENTS, BlockHeader, encode_record, padding
 from py_chronolog_client.store.rights import is_own
-from py_chronolog_client.store.segment import Segment, write_whole
+from py_chronolog_client.store.segment import Segment
 
 
 class Stored(NamedTuple):
@@ -107,9 +107,7 @@ class Pen:
         self._header[:] = header.pack()
         zeros = padding(HEADER_BYTES + header.columns_bytes + header.payload_bytes)
         pieces: list[bytes | memoryview] = [self._header, times, ends, payload, zeros, *tokens]
-        self.stored = Stored(
-            header.end_sequence, segment, offset + write_whole(segment.descriptor, pieces, offset)
-        )
+        self.stored = Stored(header.end_sequence, segment, offset + segment.write(pieces, offset))
 
     def write_record(self, client_id: int, fields: dict[str, object]) -> None:
         """Append a record block."""
@@ -117,7 +115,7 @@ class Pen:
         sequence, segment, offset = self.stored
         block = encode_record(client_id, sequence, fields)
         self._header[:] = block[:HEADER_BYTES]
-        size_bytes = write_whole(segment.descriptor, [self._header, block[HEADER_BYTES:]], offset)
+        size_bytes = segment.write([self._header, block[HEADER_BYTES:]], offset)
         self.stored = Stored(sequence, segment, offset + size_bytes)
 
     def look(self, stored: Stored, client_id: int) -> None:

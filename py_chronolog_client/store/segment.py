@@ -3,6 +3,9 @@
 Every write goes to an offset that the caller knows, never to the file's own position: writing the same block
 to the same place again is harmless, and a block that came out short is written over by the next attempt.
 
+A file that somebody deletes can still be written to, and nobody will ever read it. So the number of its names
+is looked at before each block.
+
 A failed fdatasync is final: the kernel may have dropped the pages and will report success from then on. So a
 segment that failed once is never trusted again: its blocks since the last good sync are copied to a
 successor, which is synced instead. The successor is made under a name that readers ignore, and gets the next
@@ -12,6 +15,7 @@ number when all that is done: what has a number is never removed.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import resource
 from collections.abc import Callable, Sequence
@@ -20,10 +24,14 @@ from pathlib import Path
 
 from py_chronolog_client.errors import InvalidArgumentError
 from py_chronolog_client.store.files import appear, sync_directory, temporary_beside
-from py_chronolog_client.store.format import padded
+from py_chronolog_client.store.format import HEADER_BYTES, BlockHeader
+from py_chronolog_client.store.records import read_close_record
 from py_chronolog_client.store.root import StoreRoot
 
 _COPY_BYTES = 2**20
+
+logger = logging.getLogger("py_chronolog_client")
+
 
 
 class Segment:
@@ -34,6 +42,8 @@ class Segment:
         descriptor: its descriptor, open for reading and writing.
         start: offset behind its first block, the client record.
         number: 0 for `<client>.log`, then 1, 2, ...
+        closed_ns: when the client left, if it has come back; no event is before that.
+        deleted: whether it has been noticed that somebody has deleted the file.
     """
 
     def __init__(
@@ -49,7 +59,8 @@ class Segment:
             returning: go on in the client's last segment, if it has one.
 
         Raises:
-            InvalidArgumentError: there is such a segment, and the client is not `returning`.
+            InvalidArgumentError: there is such a segment, and the client is not `returning`, or has not left it
+                with the number with which it returns.
         """
         self._root = root
         self._first_block = first_block
@@ -57,6 +68,8 @@ class Segment:
         self._synced = 0
         self._failed = False
         self.number = number
+        self.closed_ns = 0
+        self.deleted = False
         self.path = _numbered(path, number)
         self._is_new = not (returning and self.path.exists())
         if not self._is_new:
@@ -87,11 +100,55 @@ class Segment:
             self.number, self.path = self.number + 1, following
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            end = padded(os.fstat(self.descriptor).st_size)
-            self.start = end + write_whole(self.descriptor, [self._first_block], end)
+            self._require_that_it_left()
+            end = os.fstat(self.descriptor).st_size
+            self.start = end + self.write([self._first_block], end)
         except BaseException:
             self.close()
             raise
+
+    def _require_that_it_left(self) -> None:
+        header = BlockHeader.unpack(self._first_block[:HEADER_BYTES])
+        assert header is not None
+        closing = read_close_record(self.descriptor, header.client_id)
+        if closing is None:
+            raise InvalidArgumentError(f"{self.path}: this client is not closed: take a new client id")
+        if closing.get("next_sequence") != header.first_sequence:
+            raise InvalidArgumentError(
+                f"{self.path}: this client was closed before event {closing.get('next_sequence')} and cannot come "
+                f"back with event {header.first_sequence}: go on with that one, or take a new client id"
+            )
+        closed_ns = closing.get("closed_ns")
+        self.closed_ns = closed_ns if isinstance(closed_ns, int) else 0
+
+    def write(self, pieces: Sequence[bytes | bytearray | memoryview], offset: int) -> int:
+        """Write `pieces` one after another at `offset`; return their size.
+
+        Raises:
+            OSError: the file system refused, or (ESTALE) nobody would ever read them.
+        """
+        self.require_name()
+        return write_whole(self.descriptor, pieces, offset)
+
+    def require_name(self) -> None:
+        """Make sure that the file can still be found.
+
+        Raises:
+            OSError: it was deleted (ESTALE, as network file systems say it).
+        """
+        try:
+            if os.fstat(self.descriptor).st_nlink:
+                return
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+        if not self.deleted:
+            self.deleted = True
+            logger.warning(
+                "%s: somebody has deleted this file: all events of this client are lost, and new ones are refused",
+                self.path,
+            )
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self.path))
 
     def sync(self, end: int) -> None:
         """Bring the file, up to offset `end`, and the names that lead to it to the device.

@@ -49,6 +49,8 @@ class _Client:
     """The latest time that its clocks have shown it."""
     rows: list[Row] = field(default_factory=list)
     acknowledged: int = 0
+    earlier: int = 0
+    """How many of the rows were logged before the client came back, through another writer."""
     lost: int = 0
     is_open: bool = True
 
@@ -276,6 +278,20 @@ class EngineMachine(RuleBasedStateMachine):
         self._close(self._choose(data, list(story.clients.values())))
         self.open(story.chronicle, story.name, clock, 0)
 
+    @precondition(_has_clients)
+    @rule(data=st.data(), clock=st.integers(0, 1))
+    def come_back(self, data: st.DataObject, clock: int) -> None:
+        """Close a writer and go on as the same client, perhaps by another clock."""
+        story = self._choose(data, [story for story in self._stories() if story.clients])
+        client = self._choose(data, list(story.clients.values()))
+        self._close(client)
+        if client.end_sequence:
+            client.clock = self._clocks[clock]
+            options = WriterOptions(client.client_id, client.clock, first_sequence=client.end_sequence)
+            client.writer = self.engine.open_writer(story.chronicle, story.name, {}, options)
+            client.latest_ns = max(client.latest_ns, client.clock.now_ns)
+            client.earlier, client.lost, client.is_open = len(client.rows), 0, True
+
     @rule()
     def restart(self) -> None:
         """Close everything and go on with another engine on the same data."""
@@ -395,10 +411,11 @@ class EngineMachine(RuleBasedStateMachine):
         """Compare what became of events."""
         for client in self._clients():
             statistics = client.writer.statistics()
-            assert statistics.logged == len(client.rows)
-            assert client.acknowledged <= statistics.acknowledged <= len(client.rows)
+            acknowledged = client.earlier + statistics.acknowledged
+            assert client.earlier + statistics.logged == len(client.rows)
+            assert client.acknowledged <= acknowledged <= len(client.rows)
             assert sum(statistics.lost.values()) == client.lost
-            client.acknowledged = statistics.acknowledged
+            client.acknowledged = acknowledged
 
     def teardown(self) -> None:
         """Close everything."""

@@ -141,15 +141,19 @@ class ToyEngine(Engine):
             raise InvalidArgumentError(f"durability {options.durability!r}: a toy keeps nothing on its node")
         if not 0 <= options.client_id < 2**63:
             raise InvalidArgumentError(f"client id {options.client_id} is not in 0 to 2**63 - 1")
-        log = _Log(options.client_id, dict(options.description), options.first_sequence)
         with self._memory.lock:
             kept = self._chronicle(chronicle).stories.setdefault(story, _Story(dict(attributes)))
-            if options.client_id in kept.logs:
+            log = kept.logs.get(options.client_id)
+            if log is None:
+                log = _Log(options.client_id, dict(options.description), options.first_sequence)
+                kept.logs[options.client_id] = log
+            elif log.is_open or options.first_sequence != log.sent_end or not options.first_sequence:
                 raise InvalidArgumentError(
-                    f"client {options.client_id} wrote to {story!r} before: take a new id"
+                    f"client {options.client_id} wrote to {story!r} before: take a new id, or go on with event "
+                    f"{log.sent_end} after it was closed"
                 )
-            kept.logs[options.client_id] = log
-        return _ToyWriter(self._memory, kept, log, options.clock, self.record_limit_bytes)
+            log.is_open = True
+        return _ToyWriter(self._memory, kept, log, options, self.record_limit_bytes)
 
     def clients(self, chronicle: str, story: str) -> dict[int, dict[str, Any]]:
         logs = list(self._story(chronicle, story).logs.values())
@@ -246,14 +250,17 @@ class ToyEngine(Engine):
 class _ToyWriter(Writer):
     """Appends to one log."""
 
-    def __init__(self, memory: _Memory, story: _Story, log: _Log, clock: Clock, limit_bytes: int) -> None:
+    def __init__(
+        self, memory: _Memory, story: _Story, log: _Log, options: WriterOptions, limit_bytes: int
+    ) -> None:
         self._memory = memory
         self._story = story
         self._own_log = log
+        self._first_sequence = options.first_sequence
         self._pid = os.getpid()
         self._limit_bytes = limit_bytes
         self._lost: list[tuple[str, int]] = []
-        self._reading = clock.reading().not_before(1)
+        self._reading = options.clock.reading().not_before(1)
 
     @property
     def client_id(self) -> int:
@@ -282,8 +289,8 @@ class _ToyWriter(Writer):
         lost: Counter[str] = Counter()
         for reason, count in list(self._lost):
             lost[reason] += count
-        acknowledged = log.kept_end - log.first_sequence
-        return WriterStatistics(log.sent_end - log.first_sequence, acknowledged, dict(lost))
+        first = self._first_sequence
+        return WriterStatistics(log.sent_end - first, log.kept_end - first, dict(lost))
 
     def close(self, reason: str = "released") -> None:
         log = self._log
@@ -310,6 +317,7 @@ class _ToyWriter(Writer):
             child = _Log(secrets.randbits(63), dict(self._own_log.description), 0)
             child.is_open = self._own_log.is_open
             self._story.logs[child.client_id] = self._own_log = child
+            self._first_sequence = 0
             self._lost = []
             self._pid = os.getpid()
         return self._own_log

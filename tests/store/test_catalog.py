@@ -26,7 +26,7 @@ from py_chronolog_client.errors import (
 from py_chronolog_client.store import acquisition, files, owner
 from py_chronolog_client.store.catalog import MAX_META_BYTES, Catalog
 from py_chronolog_client.store.owner import LEASE_S, describe_process
-from py_chronolog_client.store.records import MAX_CLIENT_RECORD_BYTES, read_client_record
+from py_chronolog_client.store.records import MAX_RECORD_BLOCK_BYTES, read_client_record
 from py_chronolog_client.store.root import StoreRoot, name_hash
 from tests.store.holding import (
     DEADLINE_S,
@@ -415,7 +415,7 @@ def test_client_records_are_bounded(tmp_path: pathlib.Path) -> None:
     assert record["pid"] == os.getpid()
     assert read_client_record(path, 8) is None
     assert read_client_record(tmp_path, 7) is None
-    make_segment(tmp_path, 7, {"program": "x" * MAX_CLIENT_RECORD_BYTES})
+    make_segment(tmp_path, 7, {"program": "x" * MAX_RECORD_BLOCK_BYTES})
     assert read_client_record(path, 7) is None
 
 

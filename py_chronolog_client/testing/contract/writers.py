@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from py_chronolog_client.clock import UNKNOWN_WINDOW_NS, ClockModel, SystemClock
-from py_chronolog_client.errors import ChronoLogError, RecordTooLargeError
+from py_chronolog_client.errors import ChronoLogError, InvalidArgumentError, RecordTooLargeError
 from py_chronolog_client.testing.contract.base import CHRONICLE, STORY, ContractBase, Probe, rows_of
 from py_chronolog_client.testing.manual_clock import ManualClock
 
@@ -141,6 +141,35 @@ class WriterContract(ContractBase):
         ]
         statistics = writer.statistics()
         assert (statistics.logged, statistics.acknowledged) == (6, 6)
+
+    def test_a_client_comes_back_and_goes_on(self, probe: Probe) -> None:
+        clock = probe.clock
+        first = 2**32 - 2
+        for visit in range(4):
+            clock.now_ns = (1_000, 400, 2_000, 1_999)[visit]  # perhaps another clock, or one that was set back
+            writer = probe.open(5, first_sequence=first + visit, description={"visit": visit})
+            assert writer.statistics().logged == 0
+            assert writer.log_event(str(visit)) == (1_000, 1_000, 2_000, 2_000)[visit]
+            assert writer.flush() == first + visit + 1
+            assert writer.statistics().logged == writer.statistics().acknowledged == 1
+            with pytest.raises(InvalidArgumentError):
+                probe.open(5, first_sequence=first + visit + 1)  # it has not gone
+            writer.close()
+        assert [row[1:] for row in probe.rows()] == [(5, first + n, b"%d" % n) for n in range(4)]
+        assert probe.snapshot() == {5: first + 4}
+        assert probe.engine.clients(CHRONICLE, STORY)[5]["visit"] == 0
+
+    def test_a_client_comes_back_with_the_number_at_which_it_left_and_no_other(self, probe: Probe) -> None:
+        writer = probe.open(5)
+        writer.log_events(["a", "b", "c"])
+        writer.close()
+        for wrong in (0, 1, 2, 4, 2**32 + 3):
+            with pytest.raises(InvalidArgumentError):
+                probe.open(5, first_sequence=wrong)
+        writer = probe.open(5, first_sequence=3)
+        writer.log_event("d")
+        writer.close()
+        assert probe.records() == [b"a", b"b", b"c", b"d"]
 
     def test_log_event_returns_the_time_of_the_event(self, probe: Probe) -> None:
         writer = probe.open()
