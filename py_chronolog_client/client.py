@@ -330,8 +330,8 @@ class Client:
             event_series.damages += report.damages
             if report.disbelieved:
                 logger.warning(
-                    "story %r of %r: the newest %d events of clients on another machine, or from before a reboot, "
-                    "are left out: they may be torn",
+                    "story %r of %r: the newest %d events of clients on another machine, from before a reboot, or on "
+                    "a kernel without membarrier(2), are left out: they may be torn",
                     story_name,
                     chronicle_name,
                     report.disbelieved,

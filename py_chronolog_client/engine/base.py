@@ -143,7 +143,8 @@ class ScanReport:
     missing: int = 0
     """Events that are known to have been there and could not be delivered."""
     disbelieved: int = 0
-    """Newest events of clients of another machine that a reboot may have torn, so they were left out."""
+    """Newest events that may be torn, so they were left out: of clients of another machine that a reboot may have
+    torn, or that are being written on a processor whose memory this machine cannot order."""
     unseen: int = 0
     """Clients that did not close and whose newest events lie where this machine cannot look."""
 

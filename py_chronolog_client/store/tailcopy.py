@@ -6,7 +6,6 @@ tail") and is checked afterwards: if the tail was recycled meanwhile, it is made
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 
@@ -36,7 +35,8 @@ class TailCopy:
     Attributes:
         end_sequence: the sequence number behind its last event: the client's high-water mark.
         events: the events, or None where there are none.
-        disbelieved: whether they may be torn, because the tail is another boot's.
+        disbelieved: whether they may be torn, because the tail is another boot's, or because this machine cannot
+            say in which order the writer's stores arrive.
         unchanged: whether `events` is None because nothing is new, in the blocks neither.
     """
 
@@ -86,7 +86,7 @@ def copy_tail(path: str, client_id: int, known_end: int = -1) -> TailCopy | None
             if _read(file, TAIL_STATE_BYTES, TAIL_STATE_OFFSET) != state:
                 continue
             return TailCopy(known_end, None, disbelieved, unchanged=True)
-        _order_stores()
+        disbelieved = disbelieved or not _order_stores()
         times = _words(file, count, header.times_offset)
         end = min(int(ends[count - 1]), header.tail_bytes)
         payload = _read(file, max(0, end - header.payload_offset), header.payload_offset)
@@ -141,11 +141,20 @@ def _agreed(ends: U64, again: U64) -> int:
     return first if differ[first] else len(ends)
 
 
-_MEMBARRIER = {"aarch64": 283, "riscv64": 283, "ppc64le": 365}.get(platform.machine())
+_IN_ORDER = platform.machine() in ("x86_64", "AMD64", "i686")
+"""Whether this processor never shows a commit before the stores that it commits."""
+_NUMBERS = {"aarch64": 283, "riscv64": 283, "loongarch64": 283, "ppc64le": 365, "x86_64": 324}
+_MEMBARRIER = _NUMBERS.get(platform.machine()) if platform.system() == "Linux" else None
 _MEMBARRIER_GLOBAL = 1
 
 
-def _order_stores() -> None:
-    """Make the writer's stores before a commit visible, on processors that may show the commit first."""
-    if _MEMBARRIER is not None:
-        ctypes.CDLL(None, use_errno=True).syscall(_MEMBARRIER, _MEMBARRIER_GLOBAL, 0)
+def _order_stores() -> bool:
+    """Make the writer's stores before a commit visible; return whether they are."""
+    if _IN_ORDER:
+        return True
+    if _MEMBARRIER is None:
+        return False
+    import ctypes
+
+    done: int = ctypes.CDLL(None).syscall(_MEMBARRIER, _MEMBARRIER_GLOBAL, 0)
+    return done == 0
