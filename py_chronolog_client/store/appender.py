@@ -91,7 +91,9 @@ class Appender(Writer):
             if not is_own(error):
                 raise
             if error.errno != errno.ESTALE:  # of which the segment has told
-                logger.warning("%s: flush failed, the events stay in the tail: %s", self._own.tail.path, error)
+                logger.warning(
+                    "%s: flush failed, the events stay in the tail: %s", self._own.tail.path, error
+                )
         return self._own.first_sequence + self.statistics().acknowledged
 
     def use_clock(self, clock: Clock) -> None:

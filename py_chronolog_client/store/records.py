@@ -51,7 +51,11 @@ def read_close_record(descriptor: int, client_id: int) -> dict[str, Any] | None:
     place = data.rfind(BLOCK_MAGIC)
     while place >= 0:
         header = BlockHeader.unpack(data[place : place + HEADER_BYTES])
-        if header is not None and (start + place) % ALIGNMENT == 0 and place + header.block_bytes == len(data):
+        if (
+            header is not None
+            and (start + place) % ALIGNMENT == 0
+            and place + header.block_bytes == len(data)
+        ):
             return _fields(data[place:], client_id, "close")
         place = data.rfind(BLOCK_MAGIC, 0, place)
     return None

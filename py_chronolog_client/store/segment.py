@@ -33,7 +33,6 @@ _COPY_BYTES = 2**20
 logger = logging.getLogger("py_chronolog_client")
 
 
-
 class Segment:
     """One segment file that this process made.
 

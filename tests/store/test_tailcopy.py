@@ -48,7 +48,9 @@ def events_of(copy: TailCopy) -> dict[int, tuple[int, bytes]]:
 # -- a tail that nobody writes to --
 
 
-@given(base=st.integers(0, 2**64 - 9), events=EVENTS, gap=st.sampled_from([0, 8, 64]), known=st.integers(0, 8))
+@given(
+    base=st.integers(0, 2**64 - 9), events=EVENTS, gap=st.sampled_from([0, 8, 64]), known=st.integers(0, 8)
+)
 def test_what_is_in_a_tail_is_copied(
     tmp_path_factory: pytest.TempPathFactory,
     base: int,
@@ -188,7 +190,9 @@ def test_what_the_writer_does_meanwhile_tears_nothing(
         found = events_of(copy)
         assert found.items() <= truth.items(), "torn"
         if found:
-            assert before <= copy.end_sequence <= writer.end_sequence, "an event that had returned is not seen"
+            assert before <= copy.end_sequence <= writer.end_sequence, (
+                "an event that had returned is not seen"
+            )
             assert max(found) + 1 == copy.end_sequence
             assert copy.events is not None
             assert copy.events.clock.model_id in (0, copy.events.first_sequence), "the clock of other events"

@@ -146,7 +146,9 @@ class WriterContract(ContractBase):
         clock = probe.clock
         first = 2**32 - 2
         for visit in range(4):
-            clock.now_ns = (1_000, 400, 2_000, 1_999)[visit]  # perhaps another clock, or one that was set back
+            clock.now_ns = (1_000, 400, 2_000, 1_999)[
+                visit
+            ]  # perhaps another clock, or one that was set back
             writer = probe.open(5, first_sequence=first + visit, description={"visit": visit})
             assert writer.statistics().logged == 0
             assert writer.log_event(str(visit)) == (1_000, 1_000, 2_000, 2_000)[visit]
