@@ -264,15 +264,9 @@ def _conclude(
     team: Team, request: _Request, events: EventList, report: ScanReport, allow_damage: bool
 ) -> None:
     """Tell all ranks what the scans could not believe."""
-    disbelieved = team.total(report.disbelieved)
-    if disbelieved and not team.rank:
-        logger.warning(
-            "story %r of %r: the newest %d events of clients on another machine (or before its reboot) are "
-            "left out, they may be torn",
-            request.story,
-            request.chronicle,
-            disbelieved,
-        )
+    whole = ScanReport(disbelieved=team.total(report.disbelieved), unseen=team.total(report.unseen))
+    for sentence in whole.left_out() if not team.rank else ():
+        logger.warning("story %r of %r: %s", request.story, request.chronicle, sentence)
     if not team.total(len(report.damages)):
         return
     if not allow_damage:

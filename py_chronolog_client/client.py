@@ -328,22 +328,8 @@ class Client:
             for page in self.replay(chronicle_name, story_name, start, end, verify=True, report=report):
                 event_series.add_page(page)
             event_series.damages += report.damages
-            if report.disbelieved:
-                logger.warning(
-                    "story %r of %r: the newest %d events of clients on another machine, from before a reboot, or on "
-                    "a kernel without membarrier(2), are left out: they may be torn",
-                    story_name,
-                    chronicle_name,
-                    report.disbelieved,
-                )
-            if report.unseen:
-                logger.warning(
-                    "story %r of %r: the tails of %d clients cannot be seen from this machine; their newest events "
-                    "are not in the replay",
-                    story_name,
-                    chronicle_name,
-                    report.unseen,
-                )
+            for sentence in report.left_out():
+                logger.warning("story %r of %r: %s", story_name, chronicle_name, sentence)
             if report.damages:
                 raise report.damages[0]
 

@@ -144,9 +144,25 @@ class ScanReport:
     """Events that are known to have been there and could not be delivered."""
     disbelieved: int = 0
     """Newest events that may be torn, so they were left out: of clients of another machine that a reboot may have
-    torn, or that are being written on a processor whose memory this machine cannot order."""
+    torn, in a store that was copied while it was written, or on a processor whose memory this machine cannot order."""
     unseen: int = 0
     """Clients that did not close and whose newest events lie where this machine cannot look."""
+
+    def left_out(self) -> list[str]:
+        """Return a sentence for each kind of events that are not damaged and were not delivered either."""
+        sentences = []
+        if self.disbelieved:
+            sentences.append(
+                f"the newest {self.disbelieved} events of clients on another machine, from before a reboot, in a copied "
+                "store, or on a kernel without membarrier(2), are left out: they may be torn; set CHRONOLOG_TRUST_TAILS=1 "
+                "if the store was copied when nobody wrote to it, from a machine that did not lose power"
+            )
+        if self.unseen:
+            sentences.append(
+                f"the tails of {self.unseen} clients cannot be seen from this machine, so their newest events are left "
+                "out: read on the machine where they lie, or after the clients have flushed or closed"
+            )
+        return sentences
 
     def caught(self, error: DamageError) -> None:
         """Note a damage, without the frames that its traceback would keep alive, and their files open."""
@@ -237,7 +253,10 @@ class Engine(ABC):
     def follow(
         self, chronicle: str, story: str, cursor: Snapshot, timeout_s: float
     ) -> tuple[list[Page], Snapshot]:
-        """Wait until there are events beyond `cursor`, or `timeout_s` is over; return them and the next cursor."""
+        """Wait until there are events beyond `cursor`, or `timeout_s` is over; return them and the next cursor.
+
+        What is found wrong goes to the log, once.
+        """
 
     @abstractmethod
     def close(self) -> None:

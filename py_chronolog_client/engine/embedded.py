@@ -6,6 +6,7 @@ processes, so it works wherever they share a file system.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 TAIL_DIRECTORY_VARIABLE = "CHRONOLOG_TAIL_DIR"
 """Where tails lie: a directory on a node-local file system. Unset: beside the segments."""
 
+logger = logging.getLogger("py_chronolog_client")
+
 _POLL_S = 0.0005
 _TRIES = 100
 
@@ -62,6 +65,7 @@ class EmbeddedEngine(Engine):
         self._open_catalog: Catalog | None = Catalog(StoreRoot.open(directory, create=create))
         self._directory = self._open_catalog.root.path
         self._followed: dict[tuple[str, str], tuple[Path, StoryLog]] = {}
+        self._said: set[str] = set()
 
     @property
     def directory(self) -> Path:
@@ -147,11 +151,16 @@ class EmbeddedEngine(Engine):
         if log is None or known != directory:
             log = self._story_log(chronicle, story)
             self._followed = {(chronicle, story): (directory, log)}
+            self._said = set()
         while True:
             report = ScanReport()
             log.refresh(report)
             marks = log.snapshot()
             pages = [page for page in log.pages(0, MAX_TIME_NS, cursor, marks, report) if len(page)]
+            for sentence in report.left_out():
+                self._say(f"{directory}: some events", f"{directory}: {sentence}")
+            for damage in map(str, report.damages):
+                self._say(damage, damage)
             if pages or time.monotonic() >= deadline:
                 return pages, {**cursor, **marks}
             time.sleep(_POLL_S)
@@ -159,6 +168,12 @@ class EmbeddedEngine(Engine):
     def close(self) -> None:
         self._open_catalog = None
         self._followed = {}
+
+    def _say(self, what: str, sentence: str) -> None:
+        """Warn of something that a follower does not get, once."""
+        if what not in self._said:
+            self._said.add(what)
+            logger.warning("following: %s", sentence)
 
     @property
     def _catalog(self) -> Catalog:
@@ -176,7 +191,7 @@ def tail_directory() -> Path | None:
     """Return the directory of `CHRONOLOG_TAIL_DIR`, or None where tails lie in the store.
 
     Raises:
-        InvalidArgumentError: it names no directory.
+        InvalidArgumentError: it names no directory, or none for this user.
     """
     value = os.environ.get(TAIL_DIRECTORY_VARIABLE)
     if not value:
@@ -184,5 +199,10 @@ def tail_directory() -> Path | None:
     if not os.path.isdir(value):
         raise InvalidArgumentError(
             f"{TAIL_DIRECTORY_VARIABLE}={value}: no such directory, make it or unset the variable"
+        )
+    if not os.access(value, os.W_OK | os.X_OK):
+        raise InvalidArgumentError(
+            f"{TAIL_DIRECTORY_VARIABLE}={value}: this user may not create files there, name another directory or "
+            "unset the variable"
         )
     return Path(value).resolve()

@@ -191,6 +191,8 @@ _TAIL_MAGIC = b"CLOGTAL1"
 _TAIL_BODY = struct.Struct("<IQQQQQQ16s")
 TAIL_STATIC_BYTES = 12 + _TAIL_BODY.size
 
+TAIL_FILE_OFFSET = TAIL_STATIC_BYTES
+"""Where a tail says which file it is (u64, its inode's number; 0: it does not), so that a copy can be told from it."""
 TAIL_HEADER_BYTES = 4096
 MAX_TAIL_BYTES = 64 * 2**20
 TAIL_STATE_OFFSET = 256

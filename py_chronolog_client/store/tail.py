@@ -39,6 +39,7 @@ from py_chronolog_client.errors import InvalidArgumentError
 from py_chronolog_client.store.files import appear
 from py_chronolog_client.store.format import (
     TAIL_CLOSED,
+    TAIL_FILE_OFFSET,
     TAIL_STATE_BYTES,
     TAIL_STATE_OFFSET,
     TailHeader,
@@ -194,6 +195,8 @@ class Tail:
         try:
             reserve(descriptor, layout.tail_bytes)
             os.pwrite(descriptor, layout.pack(), 0)
+            inode = os.fstat(descriptor).st_ino % 2**64
+            os.pwrite(descriptor, inode.to_bytes(8, "little"), TAIL_FILE_OFFSET)
             os.pwrite(descriptor, state.pack(), TAIL_STATE_OFFSET)
             self.mapping = mmap.mmap(descriptor, layout.tail_bytes)
             appear(making, self._real_path)

@@ -17,6 +17,7 @@ from py_chronolog_client.store import owner
 from py_chronolog_client.store.blocks import read_exactly
 from py_chronolog_client.store.format import (
     MAX_SEQUENCE,
+    TAIL_FILE_OFFSET,
     TAIL_STATE_BYTES,
     TAIL_STATE_OFFSET,
     TAIL_STATIC_BYTES,
@@ -35,8 +36,8 @@ class TailCopy:
     Attributes:
         end_sequence: the sequence number behind its last event: the client's high-water mark.
         events: the events, or None where there are none.
-        disbelieved: whether they may be torn, because the tail is another boot's, or because this machine cannot
-            say in which order the writer's stores arrive.
+        disbelieved: whether they may be torn, because the tail is another boot's or a copy, or because this machine
+            cannot say in which order the writer's stores arrive.
         unchanged: whether `events` is None because nothing is new, in the blocks neither.
     """
 
@@ -66,12 +67,15 @@ def copy_tail(path: str, client_id: int, known_end: int = -1) -> TailCopy | None
         file = Descriptor(path)
     except FileNotFoundError:
         return None
-    header = TailHeader.unpack(_read(file, min(TAIL_STATIC_BYTES, os.fstat(file.number).st_size), 0))
-    if header is None or os.fstat(file.number).st_size < header.tail_bytes:
+    status = os.fstat(file.number)
+    header = TailHeader.unpack(_read(file, min(TAIL_STATIC_BYTES, status.st_size), 0))
+    if header is None or status.st_size < header.tail_bytes:
         raise DamageError(path, 0, "this is no tail, or it was cut short")
     if header.client_id != client_id:
         raise DamageError(path, 16, f"this is the tail of another client, {header.client_id:016x}")
-    disbelieved = header.boot_id != owner.boot_id() and os.environ.get(TRUST_VARIABLE) != "1"
+    inode = int(_words(file, 1, TAIL_FILE_OFFSET)[0])
+    is_original = header.boot_id == owner.boot_id() and inode in (0, status.st_ino % 2**64)
+    disbelieved = not is_original and os.environ.get(TRUST_VARIABLE) != "1"
     state = b""
     for _ in range(_TRIES):
         state = _read(file, TAIL_STATE_BYTES, TAIL_STATE_OFFSET)
