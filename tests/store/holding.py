@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -111,14 +112,22 @@ def error_of(action: Callable[[], object]) -> type[ChronoLogError] | None:
 
 def as_nobody(function: Callable[[], object]) -> object:
     """Run a function in a process that may do nothing special, and return its result, by way of JSON."""
+    return as_user(NOBODY, NOBODY, function)
+
+
+def as_user(uid: int, gid: int, function: Callable[[], object]) -> object:
+    """Run a function in a process of another user, which dies then, and return its result, by way of JSON."""
+    owner.describe_process()  # loads what another user perhaps may not
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
         try:
             os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
             os.write(writing, json.dumps(function()).encode())
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(0)
     os.close(writing)
