@@ -29,7 +29,7 @@ def write_tail(directory: pathlib.Path, base: int, events: list[Event]) -> None:
 def records_of(log: ClientLog) -> dict[int, bytes]:
     """Return sequence number -> record of everything that there is."""
     numbers = [n for s in log.stretches(0, 2**64) for n in range(s.first_sequence, s.end_sequence)]
-    return dict(zip(numbers, log.records(np.array(numbers, np.uint64)), strict=True))
+    return dict(zip(numbers, log.payload(np.array(numbers, np.uint64)).records(), strict=True))
 
 
 def looked(directory: pathlib.Path, numbers: tuple[int, ...] = (0,)) -> tuple[ClientLog, ScanReport]:
@@ -196,7 +196,7 @@ def test_parts_of_a_log(tmp_path: pathlib.Path) -> None:
             found = [s.first_sequence for s in log.stretches(start, stop)]
             assert found == [first for first in (0, 3, 6) if first < stop and first + 3 > start]
     some = np.array([1, 2, 5, 6, 8], np.uint64)
-    assert log.records(some) == [b"1", b"2", b"5", b"6", b"8"]
+    assert log.payload(some).records() == [b"1", b"2", b"5", b"6", b"8"]
     assert log.windows_ns(some, some).tolist() == [2**64 - 1] * 5
 
 

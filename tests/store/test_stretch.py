@@ -43,7 +43,7 @@ def check(stretch: Stretch, first: int, events: list[tuple[int, bytes]]) -> None
     for start in range(len(events)):
         for stop in range(start + 1, len(events) + 1):
             expected = [record for _, record in events[start:stop]]
-            assert stretch.records(first + start, first + stop) == expected
+            assert stretch.payload(first + start, first + stop).records() == expected
 
 
 @given(
@@ -68,7 +68,7 @@ def test_records_are_checked_before_anybody_gets_them(tmp_path: pathlib.Path) ->
     stretch = block_stretch(tmp_path / "block", bytes(block))
     assert stretch.times().tolist() == [5, 6], "the columns are sound"
     with pytest.raises(DamageError, match="checksum of the payload"):
-        stretch.records(0, 1)
+        stretch.payload(0, 1)
     with pytest.raises(DamageError, match="checksum of the payload"):
         stretch.check()
 
@@ -82,7 +82,7 @@ def test_columns_that_cannot_be_are_damage_though_their_checksum_holds(
 ) -> None:
     block = independent.block(independent.EVENTS, CLIENT_ID, 0, times, ends, payload)
     stretch = block_stretch(tmp_path / "block", block)
-    for look in (stretch.times, lambda: stretch.records(0, 2)):
+    for look in (stretch.times, lambda: stretch.payload(0, 2)):
         with pytest.raises(DamageError, match="decrease, or disagree"):
             look()
 
@@ -93,7 +93,7 @@ def test_a_file_that_is_cut_is_damage_at_its_place(tmp_path: pathlib.Path) -> No
     for size in (64 + 128 + 20, 64 + 10, 0):
         os.truncate(tmp_path / "block", size)
         with pytest.raises(DamageError, match="the file ends inside the block") as caught:
-            stretch.records(0, 1)
+            stretch.payload(0, 1)
         assert (caught.value.path, caught.value.offset) == (str(tmp_path / "block"), 64)
 
 

@@ -41,7 +41,7 @@ def events_of(copy: TailCopy) -> dict[int, tuple[int, bytes]]:
     if copy.events is None:
         return {}
     first, end = copy.events.first_sequence, copy.events.end_sequence
-    pairs = zip(copy.events.times().tolist(), copy.events.records(first, end), strict=True)
+    pairs = zip(copy.events.times().tolist(), copy.events.payload(first, end).records(), strict=True)
     return dict(zip(range(first, end), pairs, strict=True))
 
 
