@@ -74,7 +74,7 @@ from py_chronolog_client import (  # noqa: E402  only after the check
     RecordTooLargeError,
     StoryHandle,
 )
-from py_chronolog_client.clock import Clock, ClockModel, SystemClock  # noqa: E402
+from py_chronolog_client.clock import Clock, ClockModel, Reading, SystemClock, offset_to_utc  # noqa: E402
 from py_chronolog_client.conf import FILE_PROTOCOL, STORE_VARIABLE  # noqa: E402
 from py_chronolog_client.engine.base import (  # noqa: E402
     MAX_TIME_NS,
@@ -120,6 +120,7 @@ __all__ = [
     "NotFoundError",
     "Page",
     "Payload",
+    "Reading",
     "RecordTooLargeError",
     "ReplayTimeoutError",
     "ScanReport",
@@ -133,6 +134,7 @@ __all__ = [
     "acquire",
     "check",
     "check_is_ours",
+    "offset_to_utc",
     "open_client",
     "release",
     "require_store",

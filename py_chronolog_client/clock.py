@@ -11,6 +11,7 @@ moves no timestamp. It claims no window, because nobody knows how far the machin
 
 from __future__ import annotations
 
+import math
 import struct
 import time
 from collections.abc import Callable
@@ -39,6 +40,17 @@ class ClockModel:
     window_rate: float = 0.0
     """Growth of the half-width for every nanosecond of distance from `base_ns`."""
 
+    def time_at(self, raw_ns: int) -> int:
+        """Return the time that the model gives to a raw time, in ns."""
+        return raw_ns + self.offset_ns + round(self.rate * (raw_ns - self.base_ns))
+
+    def half_at(self, raw_ns: int) -> int:
+        """Return the half-width of the hard window around the time of a raw time, in ns."""
+        if self.window_ns == UNKNOWN_WINDOW_NS:
+            return UNKNOWN_WINDOW_NS
+        grown_ns = math.ceil(self.window_rate * abs(raw_ns - self.base_ns))
+        return min(self.window_ns + grown_ns, UNKNOWN_WINDOW_NS)
+
     def pack(self) -> bytes:
         """Return the 48 bytes that block and tail headers hold."""
         return _LAYOUT.pack(
@@ -60,6 +72,8 @@ class Reading:
     model: ClockModel
     steady: bool = False
     """Whether `tick` is known never to decrease (a kernel's monotonic clock)."""
+    until: int = 2**63 - 1
+    """The last tick for which this is right; a writer then asks its clock again."""
 
     def not_before(self, last_ns: int) -> Reading:
         """Return a reading whose times never decrease and are at least `last_ns`."""
@@ -91,7 +105,7 @@ class SystemClock:
     """CLOCK_MONOTONIC plus the offset to UTC at construction."""
 
     def __init__(self) -> None:
-        base_ns, offset_ns = _offset_to_utc()
+        base_ns, offset_ns = offset_to_utc(time.monotonic_ns)
         model = ClockModel(base_ns=base_ns, offset_ns=offset_ns)
         self._reading = Reading(time.monotonic_ns, offset_ns, model, steady=True)
 
@@ -100,11 +114,15 @@ class SystemClock:
         return self._reading
 
 
-def _offset_to_utc() -> tuple[int, int]:
-    """Return (raw time, UTC minus raw time) in ns, from the tightest of several brackets."""
+def offset_to_utc(read: Callable[[], int]) -> tuple[int, int]:
+    """Return (raw time, UTC minus raw time) in ns, from the tightest of several brackets.
+
+    Args:
+        read: returns the raw time.
+    """
     best: tuple[int, int, int] | None = None
     for _ in range(8):
-        before_ns, utc_ns, after_ns = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+        before_ns, utc_ns, after_ns = read(), time.time_ns(), read()
         middle_ns = (before_ns + after_ns) // 2
         if best is None or after_ns - before_ns < best[0]:
             best = (after_ns - before_ns, middle_ns, utc_ns - middle_ns)

@@ -1,0 +1,90 @@
+"""The clock that a rank reads, and which ranks read the same one.
+
+CLOCK_MONOTONIC, which no step of the wall clock moves. Two processes read the same clock if their kernel, their time
+namespace and the clock's id are the same; the name of a host says nothing about it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+_ATTEMPTS = 8
+
+
+class RawClock(NamedTuple):
+    """A clock before any correction."""
+
+    read: Callable[[], int]
+    """Returns the raw time, ns; never decreases."""
+    identity: str
+    """Equal on two ranks if they read the same clock."""
+    of_monotonic: Callable[[int], int] = int
+    """Returns what `read` returns when CLOCK_MONOTONIC shows a time."""
+
+
+class Health(NamedTuple):
+    """The kernel's clocks at one moment, in ns: they show whether NTP stepped or slewed one of them."""
+
+    monotonic_ns: int
+    monotonic_raw_ns: int
+    realtime_ns: int
+
+    @classmethod
+    def now(cls) -> Health:
+        """Read them, as near to each other as a few attempts allow."""
+        hardware = getattr(time, "CLOCK_MONOTONIC_RAW", time.CLOCK_MONOTONIC)
+        attempts = []
+        for _ in range(_ATTEMPTS):
+            health = cls(time.monotonic_ns(), time.clock_gettime_ns(hardware), time.time_ns())
+            attempts.append((time.monotonic_ns() - health.monotonic_ns, health))
+        return min(attempts)[1]
+
+    def slew(self, earlier: Health) -> float:
+        """Return the relative rate of CLOCK_MONOTONIC against the hardware since `earlier`."""
+        passed_ns = self.monotonic_raw_ns - earlier.monotonic_raw_ns
+        return (self.monotonic_ns - earlier.monotonic_ns) / passed_ns - 1 if passed_ns > 0 else 0.0
+
+    def step_ns(self, earlier: Health) -> int:
+        """Return by how much the wall clock was moved against CLOCK_MONOTONIC since `earlier`."""
+        return (self.realtime_ns - earlier.realtime_ns) - (self.monotonic_ns - earlier.monotonic_ns)
+
+
+def system_clock() -> RawClock:
+    """Return CLOCK_MONOTONIC."""
+    return RawClock(time.monotonic_ns, _identity())
+
+
+def faulty_clock(offset_ns: int, drift_ppm: float) -> RawClock:
+    """Return CLOCK_MONOTONIC with a known offset and drift, as a clock that no other rank reads."""
+    base_ns, drift = time.monotonic_ns(), drift_ppm * 1e-6
+
+    def of_monotonic(monotonic_ns: int) -> int:
+        return monotonic_ns + offset_ns + round(drift * (monotonic_ns - base_ns))
+
+    def read() -> int:
+        return of_monotonic(time.monotonic_ns())
+
+    return RawClock(read, _nobody_elses(), of_monotonic)
+
+
+def private_clock() -> RawClock:
+    """Return CLOCK_MONOTONIC under an identity of its own, so that it is measured."""
+    return RawClock(time.monotonic_ns, _nobody_elses())
+
+
+def _identity() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/time")
+    except OSError:  # nothing can be said, so nothing is assumed
+        return _nobody_elses()
+    return f"{boot} {namespace} monotonic"
+
+
+def _nobody_elses() -> str:
+    return secrets.token_hex(16)

@@ -1,0 +1,64 @@
+"""The models of one clock over a job, and the best time that they give to a raw reading.
+
+Between two synchronisations times are interpolated, which needs no slope: both ends are known within their
+windows, so everything in between is, as far as the clock ran at a constant rate. Before the first and behind
+the last, times are extrapolated, and their windows grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from chronolog_hpc.clientlib import ClockModel
+from chronolog_hpc.clocksync.bounds import I64, WANDER
+
+_ROUNDING_NS = 1
+
+
+def correct(models: Sequence[ClockModel], raw: I64) -> tuple[I64, I64]:
+    """Put raw times on the common time line.
+
+    Args:
+        models: of one clock, by rising `base_ns`, at least one.
+        raw: int64, shape (n,), ns.
+
+    Returns:
+        Times (int64, shape (n,), ns), which rise where the raw times do, and the half-widths of their hard
+        windows (int64, shape (n,), ns).
+    """
+    raw = np.asarray(raw, np.int64)
+    times, halves = np.empty_like(raw), np.empty_like(raw)
+    if len(raw) > 1 and bool(np.any(raw[1:] < raw[:-1])):
+        order = np.argsort(raw, kind="stable")
+        times[order], halves[order] = correct(models, raw[order])
+        return times, halves
+    edges = [0, *np.searchsorted(raw, [model.base_ns for model in models]).tolist(), len(raw)]
+    for number in range(len(models) + 1):
+        part = slice(edges[number], edges[number + 1])
+        if part.start == part.stop:
+            continue
+        if 0 < number < len(models):
+            times[part], halves[part] = _interpolate(models[number - 1], models[number], raw[part])
+        else:
+            times[part], halves[part] = _extrapolate(models[max(0, number - 1)], raw[part])
+    return times, halves
+
+
+def _interpolate(left: ClockModel, right: ClockModel, raw: I64) -> tuple[I64, I64]:
+    span_ns = right.base_ns - left.base_ns
+    passed = raw - left.base_ns
+    share = passed / span_ns
+    theta = np.rint((right.offset_ns - left.offset_ns) * share).astype(np.int64)
+    halves = left.window_ns + (right.window_ns - left.window_ns) * share
+    if left.window_rate or right.window_rate:  # else it is the reference itself
+        halves += WANDER * np.minimum(passed, span_ns - passed) + _ROUNDING_NS
+    return raw + theta + left.offset_ns, np.ceil(halves).astype(np.int64)
+
+
+def _extrapolate(model: ClockModel, raw: I64) -> tuple[I64, I64]:
+    distance = raw - model.base_ns
+    theta = np.rint(distance * model.rate).astype(np.int64)
+    halves = np.ceil(np.abs(distance) * model.window_rate).astype(np.int64)
+    return raw + theta + model.offset_ns, halves + model.window_ns

@@ -1,0 +1,201 @@
+"""Synchronised clocks on several ranks; the first argument says what is done. Rank 0 prints what came out as JSON."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from chronolog_hpc.clocksync import Effort, SyncedClock, before
+from chronolog_hpc.clocksync.raw import faulty_clock, system_clock
+from chronolog_hpc.mpi import guard
+
+comm = MPI.COMM_WORLD
+SHORT = Effort(bursts=10, exchanges=50, span_s=0.2)
+
+
+def show(value: Any) -> None:
+    gathered = comm.gather(value)
+    if comm.rank == 0:
+        print(json.dumps(gathered))
+
+
+def faulty(seed: int) -> SyncedClock:
+    """Return a clock whose raw times are off by up to 1 s and 50 ppm, on every rank by something else."""
+    chance = random.Random(f"{seed} {comm.rank}")
+    source = faulty_clock(chance.randrange(-(10**9), 10**9), chance.uniform(-50, 50))
+    return SyncedClock(comm, source=source, effort=SHORT)
+
+
+def errors(clock: SyncedClock, monotonic: list[int]) -> tuple[Any, Any]:
+    """Return how wrong the clock is at times of CLOCK_MONOTONIC, and its windows, in ns."""
+    raw = np.array([clock.source.of_monotonic(time_ns) for time_ns in monotonic], np.int64)
+    times, halves = clock.correct(raw)
+    true = comm.bcast([clock.source.of_monotonic(time_ns) + clock.origin_ns for time_ns in monotonic])
+    return np.abs(times - np.array(true, np.int64)), halves
+
+
+def faults(seed: str, wait_s: str) -> None:
+    """Compare with the truth after the synchronisation, after a wait, and interpolated."""
+    clock = faulty(int(seed))
+    first = clock.sync("start")
+    moments = [comm.bcast(time.monotonic_ns())]
+    found = {"after_sync": errors(clock, moments)}
+    now_ns, (earliest_ns, latest_ns) = clock.now(), clock.window()
+    time.sleep(float(wait_s))
+    moments.append(comm.bcast(time.monotonic_ns()))
+    found["after_wait"] = errors(clock, moments[1:])
+    clock.sync("end")
+    chance = random.Random(seed)
+    found["interpolated"] = errors(clock, [chance.randrange(*moments) for _ in range(1000)])
+    told = {
+        name: [float(np.median(error)), int(error.max()), int(halves.max()), bool(np.all(error <= halves))]
+        for name, (error, halves) in found.items()
+    }
+    near = earliest_ns - 10**9 < now_ns < latest_ns
+    report = clock.report()
+    clock.close()
+    show([told, near, first.bursts, first.shared, first.degraded, report["clocks"], report["ranks"]])
+
+
+def shared() -> None:
+    """Ranks that read the same clock have nothing to measure."""
+    clock = SyncedClock(comm)
+    knots = [clock.sync("start"), clock.sync("end")]
+    raw = np.array([clock.raw() for _ in range(100)], np.int64)
+    times, halves = clock.correct(raw)
+    show(
+        [
+            [knot.bursts for knot in knots],
+            bool(np.all(times == raw + clock.origin_ns)),
+            int(halves.max()),
+            clock.leaders,
+            abs(clock.now() - time.time_ns()) < 10**9,
+        ]
+    )
+    clock.close()
+
+
+def lied(rank: str) -> None:
+    """A rank whose clock is another one claims to read the same: the proof must refuse it."""
+    truth = system_clock()
+    source = truth if comm.rank != int(rank) else faulty_clock(10**6, 0)._replace(identity=truth.identity)
+    clock = SyncedClock(comm, source=source, effort=SHORT)
+    clock.sync()
+    show(clock.leaders)
+    clock.close()
+
+
+def groups() -> None:
+    """Two ranks each read the same faulty clock: one of them is measured, both have its model."""
+    pair = comm.rank // 2
+    base_ns = comm.bcast(time.monotonic_ns())
+    source = faulty_clock(pair * 10**8, pair * 10.0)
+    offset_ns = source.of_monotonic(base_ns)
+    offset_ns = comm.allgather(offset_ns)[2 * pair] - offset_ns
+    drift = faulty_clock(pair * 10**8 + offset_ns, 0.0)._replace(identity=f"pair {pair}")
+    clock = SyncedClock(comm, source=drift, effort=SHORT)
+    clock.sync()
+    show([clock.leader, clock.models[0].pack().hex()])
+    clock.close()
+
+
+def subset() -> None:
+    """The odd ranks have a clock of their own, in the reverse order of their ranks."""
+    half = comm.Split(comm.rank % 2, -comm.rank)
+    clock = SyncedClock(half, effort=SHORT, share=False)
+    clock.sync()
+    show([half.rank, clock.report()["ranks"]])
+    clock.close()
+
+
+def alone() -> None:
+    """One rank, and no communicator at all."""
+    shown = []
+    for one in (MPI.COMM_SELF, None):
+        with SyncedClock(one) as clock:
+            try:
+                clock.now()
+            except ValueError as error:
+                shown.append(str(error))
+            clock.sync()
+            time_ns = clock.now()
+            shown.append(clock.window()[0] >= time_ns and not clock.maybe_resync(3600))
+    show(shown)
+
+
+def back(step_ns: str) -> None:
+    """A resync that finds the clock far ahead: time stands still, and goes on."""
+    clock = faulty(1)
+    clock.sync()
+    ahead = clock.models[0]
+    clock._steer(ahead.__class__(9, ahead.base_ns, ahead.offset_ns + int(step_ns), ahead.rate, 0, 0.0))
+    times = [clock.now() for _ in range(1000)]
+    ahead_ns = clock.now() - clock.window()[1]
+    clock._steer(ahead)
+    behind = False
+    while not behind:
+        times.append(clock.now())
+        behind = clock.window()[0] > times[1000]
+    times += [clock.now() for _ in range(1000)]
+    show([times == sorted(times), ahead_ns > 0, times[-1] > times[1000]])
+
+
+def ring(messages: str) -> None:
+    """Messages go round a ring with stamps; a receive must never be before its send."""
+    clock = faulty(2)
+    clock.sync()
+    right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+    buffer, wrong, last = np.zeros(1, np.int64), 0, 0
+    for _ in range(int(messages) // comm.size):
+        sent = clock.hlc_send()
+        comm.Sendrecv(np.array([sent], np.int64), right, recvbuf=buffer, source=left)
+        received = clock.hlc_recv(int(buffer[0]))
+        wrong += received <= int(buffer[0]) or not last < sent < received
+        last = received
+    show([wrong, clock.hlc.push_ns])
+    clock.close()
+
+
+def dies(rank: str) -> None:
+    """A rank is killed in the middle of a synchronisation."""
+    clock = faulty(3)
+    if comm.rank == int(rank):
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        signal.signal(signal.SIGALRM, lambda number, frame: os.kill(os.getpid(), signal.SIGKILL))
+    with guard(comm):
+        clock.sync("never ends", Effort(bursts=10**6, span_s=3600.0, timeout_s=3600.0))
+
+
+def limited() -> None:
+    """Time is up before anything is clean enough: the knot says so."""
+    clock = faulty(4)
+    knot = clock.sync("hasty", Effort(bursts=1000, exchanges=5, span_s=100.0, timeout_s=0.3))
+    warned = clock.report()["warnings"]
+    show([knot.degraded, any("clean" in warning for warning in warned), knot.seconds < 30])
+    clock.close()
+
+
+def resync() -> None:
+    """`maybe_resync` is decided by rank 0, and narrows the slope."""
+    clock = faulty(5)
+    clock.sync()
+    done = [clock.maybe_resync(3600)]
+    time.sleep(0.5)
+    done.append(clock.maybe_resync(0.1))
+    show([done, clock.knots[-1].rate_half < 1e-4, len(clock.knots)])
+    clock.close()
+
+
+def ordered() -> None:
+    """`before` knows an order only where windows do not overlap."""
+    show([before((1, 2), (3, 4)), before((3, 4), (1, 2)), before((1, 3), (3, 4)), before((1, 9), (3, 4))])
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])
