@@ -25,6 +25,7 @@ _HOMES = {
     "guard": "mpi",
     "open_story": "session",
     "replay_story": "replay",
+    "__version__": "clientlib",
 }
 
 __all__ = ["ClientInfo", "RankStory", "describe_clients", "guard", "open_story", "replay_story"]
@@ -32,8 +33,6 @@ __all__ = ["ClientInfo", "RankStory", "describe_clients", "guard", "open_story",
 
 def __getattr__(name: str) -> Any:
     """Fetch a public name, or the version of the installed distribution."""
-    if name == "__version__":
-        return _version()
     if name in _HOMES:
         value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
         globals()[name] = value
@@ -43,13 +42,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__, "__version__"])
-
-
-def _version() -> str:
-    """Return the version in pyproject.toml, of which the installed distribution knows."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("chronolog-hpc")
-    except PackageNotFoundError:
-        return "0+unknown"  # a checkout on PYTHONPATH

@@ -10,6 +10,7 @@ Beside the names it has what a rank needs of a store: where it is (`store_direct
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -87,11 +88,13 @@ from py_chronolog_client.errors import (  # noqa: E402
     DamageError,
     InvalidArgumentError,
     NotAStoreError,
+    NotAuthorizedError,
     NotConnectedError,
     NotFoundError,
     ReplayTimeoutError,
     StoreError,
 )
+from py_chronolog_client.store.root import store_path  # noqa: E402
 
 if TYPE_CHECKING:
     from py_chronolog_client.page import U64, MemoryPage, Page, Payload
@@ -116,6 +119,7 @@ __all__ = [
     "MAX_TIME_NS",
     "MemoryPage",
     "NotAStoreError",
+    "NotAuthorizedError",
     "NotConnectedError",
     "NotFoundError",
     "Page",
@@ -139,11 +143,14 @@ __all__ = [
     "release",
     "require_store",
     "store_directory",
+    "store_path",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Fetch the names that need numpy when they are asked for."""
+    """Fetch the names that cost something, numpy above all, when they are asked for."""
+    if name == "__version__":
+        return importlib.import_module(PACKAGE).__version__
     if name in ("Page", "MemoryPage", "Payload", "U64"):
         return getattr(importlib.import_module("py_chronolog_client.page"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -154,9 +161,12 @@ def store_directory(store: str | os.PathLike[str] | None = None) -> tuple[Path, 
 
     CHRONOLOG_STORE comes first, as for every client; then `store`; then `chronolog_store` in the working
     directory.
+
+    Raises:
+        ChronoLogError: there is no such path.
     """
     chosen = os.environ.get(STORE_VARIABLE) or store
-    return Path(os.path.abspath(os.fsdecode(chosen or DEFAULT_STORE))), bool(chosen)
+    return store_path(chosen or DEFAULT_STORE), bool(chosen)
 
 
 def require_store(directory: Path) -> None:

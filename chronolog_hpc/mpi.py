@@ -94,10 +94,19 @@ def barrier(comm: MPI.Comm | None) -> None:
 
 
 def abort(error: BaseException) -> NoReturn:
-    """Print the traceback of `error` under this rank's name, and end the whole job with its exit code."""
+    """Print the traceback of `error` under this rank's name, and end the whole job with its exit code.
+
+    A SystemExit and a KeyboardInterrupt have a line in the place of the traceback.
+    """
     world = load_mpi().COMM_WORLD
     name = f"rank {world.rank} of {world.size} on {socket.gethostname()} (pid {os.getpid()})"
-    if isinstance(error, SystemExit):
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # somebody impatient shall not interrupt this
+    if isinstance(error, KeyboardInterrupt):
+        if world.rank:
+            time.sleep(LEAVE_GRACE_S)  # a launcher interrupts all ranks: then rank 0 has spoken for them
+        text = f"chronolog: {name} was interrupted\n"
+    elif isinstance(error, SystemExit):
         said = "" if isinstance(error.code, int) else f": {error.code}"
         text = f"chronolog: {name} ends the job with exit code {_exit_code(error)}{said}\n"
     else:
@@ -130,9 +139,10 @@ def _await_readers(*descriptors: int) -> None:
 def guard(comm: MPI.Comm | None = None) -> Iterator[None]:
     """End the whole job when an exception leaves the block on one rank, so that no other rank waits for it.
 
-    The rank's traceback is printed, and the exit code is 1 (the code of a SystemExit, 130 for a
-    KeyboardInterrupt). An error that was raised on all ranks is printed by one of them. On a communicator of
-    one rank, and without MPI, the exception goes its way.
+    The rank's traceback is printed, and the exit code is 1. A SystemExit has its own code and a line in the
+    place of the traceback, and so has a KeyboardInterrupt, with code 130. An error that was raised on all
+    ranks is printed by one of them. On a communicator of one rank, and without MPI, the exception goes its
+    way.
 
     Args:
         comm: whose ranks belong together; None for none.
@@ -150,6 +160,11 @@ def guard(comm: MPI.Comm | None = None) -> Iterator[None]:
 def is_clean_exit(error: BaseException | None) -> bool:
     """Tell whether an exception says that all is well: none, or sys.exit(0)."""
     return error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
+
+
+def is_shared(error: BaseException) -> bool:
+    """Tell whether `Team.agree` has raised an error on all ranks."""
+    return hasattr(error, "another_rank_tells")
 
 
 def _exit_code(error: BaseException) -> int:

@@ -35,6 +35,7 @@ from chronolog_hpc.clientlib import (
     StoreError,
     StoryHandle,
     WriterStatistics,
+    store_path,
 )
 from chronolog_hpc.mpi import Team, is_clean_exit
 
@@ -294,7 +295,7 @@ def _chosen(store: str | os.PathLike[str] | None) -> Path:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(f"chronolog: store {directory}\n")
             sys.stderr.flush()
-    elif store is not None and directory != Path(os.path.abspath(os.fsdecode(store))):
+    elif store is not None and directory != store_path(store):
         logger.warning("%s=%s is used instead of the store %s", STORE_VARIABLE, directory, os.fspath(store))
     return directory
 

@@ -4,6 +4,10 @@ Drop-in for the compiled `py_chronolog_client` by names, signatures and return c
 with no server.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from py_chronolog_client.client import Client, StoryHandle
 from py_chronolog_client.conf import ClientPortalServiceConf, ClientQueryServiceConf
 from py_chronolog_client.errors import ChronoLogError, ErrorCode, RecordTooLargeError
@@ -21,3 +25,18 @@ __all__ = [
     "RecordTooLargeError",
     "StoryHandle",
 ]
+
+if TYPE_CHECKING:
+    __version__: str
+
+
+def __getattr__(name: str) -> Any:
+    """Look up the version of the installed distribution, chronolog-hpc, when somebody asks for it."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("chronolog-hpc")
+    except PackageNotFoundError:
+        return "0+unknown"  # a checkout on PYTHONPATH

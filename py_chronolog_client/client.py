@@ -26,6 +26,7 @@ from py_chronolog_client.engine.base import (
     Writer,
     WriterOptions,
     WriterStatistics,
+    checked_description,
 )
 from py_chronolog_client.errors import (
     AcquiredError,
@@ -130,7 +131,12 @@ class Client:
             clock: where times come from; None for the system's.
             durability: what an acknowledged event survives: the death of its "process", or a power cut of its
             "node".
-            description: kept with the client's events, for `clients`.
+            description: kept with the client's events, for `clients`: names with values of None, bool, int,
+            float, str, bytes, lists and dicts, at most 512 KiB in all.
+
+        Raises:
+            TypeError: an argument is of a wrong type.
+            InvalidArgumentError: an argument is out of its range.
         """
         if not isinstance(portal_conf, ClientPortalServiceConf):
             raise TypeError(f"portal_conf is a ClientPortalServiceConf, not {type(portal_conf).__name__}")
@@ -148,7 +154,7 @@ class Client:
         self._client_id = new_client_id() if client_id is None else client_id
         self._clock = clock
         self._durability: Durability = durability
-        self._description = dict(description or {})
+        self._description = checked_description({} if description is None else description)
         self._engine: Engine | None = None
         self._handles: dict[tuple[str, str], tuple[Writer, StoryHandle, WriterOptions | None]] = {}
         self._released: dict[tuple[str, str], tuple[int, int]] = {}
@@ -157,7 +163,10 @@ class Client:
     # -- connection --
 
     def Connect(self) -> int:
-        """Reach the engine; 0, also when connected already, or -8 if there is none."""
+        """Reach the engine; 0, also when connected already, or -8 if there is none.
+
+        A store directory is made where it is missing, but not the directory above it: that is -8 too.
+        """
 
         def connect() -> None:
             if self._engine is None:
@@ -203,7 +212,10 @@ class Client:
         return self._code(lambda: self._named(chronicle_name).destroy_chronicle(chronicle_name))
 
     def ShowChronicles(self) -> list[str]:
-        """Return the names of all chronicles, sorted."""
+        """Return the names of all chronicles, sorted.
+
+        One whose name cannot be read is left out, with a warning that says where the damage is.
+        """
         return self._connected().chronicles()
 
     def chronicle_attributes(self, chronicle_name: str) -> dict[str, str]:
@@ -293,7 +305,10 @@ class Client:
         return self._code(destroy)
 
     def ShowStories(self, chronicle_name: str) -> list[str]:
-        """Return the names of the stories of a chronicle, sorted."""
+        """Return the names of the stories of a chronicle, sorted.
+
+        One whose name cannot be read is left out, with a warning that says where the damage is.
+        """
         return self._connected().stories(chronicle_name)
 
     def story_attributes(self, chronicle_name: str, story_name: str) -> dict[str, str]:

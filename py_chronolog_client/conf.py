@@ -93,10 +93,6 @@ def open_engine(portal: ClientPortalServiceConf) -> Engine:
             f"no ChronoLog service at {portal.proto}://{portal.ip}:{portal.port}: set {STORE_VARIABLE}=DIR or use "
             f'ClientPortalServiceConf("{FILE_PROTOCOL}", DIR, 0, 0) to keep stories in a directory'
         )
-    try:
-        os.fsencode(directory)
-    except UnicodeEncodeError:
-        raise InvalidArgumentError(f"{directory!r} is no directory name: it has a lone surrogate") from None
     from py_chronolog_client.engine.embedded import EmbeddedEngine
 
     return EmbeddedEngine(directory)

@@ -206,6 +206,17 @@ class EventList(MutableSequence[Event]):
     def __delitem__(self, place: SupportsIndex | slice) -> None:
         del self._list()[place]
 
+    def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
+        """Return the place of the first event that is equal to `value`.
+
+        Raises:
+            ValueError: there is none.
+        """
+        try:
+            return super().index(value, start, len(self) if stop is None else stop)
+        except ValueError:
+            raise ValueError(f"{value!r:.200} is not in this EventList") from None
+
     def insert(self, index: SupportsIndex, value: Event) -> None:
         """Insert an event before `index`."""
         self._list().insert(index, _checked(value))

@@ -10,6 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import chronolog_hpc
+
 if TYPE_CHECKING:
     from chronolog_hpc.bench.ranks import Ranks
 
@@ -45,12 +47,12 @@ def describe(ranks: Ranks, directory: str, command: str) -> dict[str, Any]:
         "hosts": sorted(set(ranks.hosts)),
         "cpu": _cpu_model(),
         "cpus_of_rank_0": cpus[0],
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": memory_bytes_of_host(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "numpy": np.__version__,
         "mpi": _mpi_version(ranks),
-        "chronolog_hpc": _package_version(),
+        "chronolog_hpc": chronolog_hpc.__version__,
         "file_system": file_system(directory),
         "job": {name: os.environ[name] for name in _JOB_VARIABLES if name in os.environ},
         "timer_overhead_ns": max(timers_ns),
@@ -61,6 +63,11 @@ def describe(ranks: Ranks, directory: str, command: str) -> dict[str, Any]:
             else "longest time of any rank between barriers (the clocks of the hosts are not synchronised)"
         ),
     }
+
+
+def memory_bytes_of_host() -> int:
+    """Return the size of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def timer_overhead_ns() -> int:
@@ -124,12 +131,3 @@ def _mpi_version(ranks: Ranks) -> str:
     import mpi4py
 
     return f"{mpi.Get_library_version().splitlines()[0].strip(chr(0) + ' ')}, mpi4py {mpi4py.__version__}"
-
-
-def _package_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("chronolog-hpc")
-    except PackageNotFoundError:
-        return "checkout"

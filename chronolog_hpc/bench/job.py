@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from chronolog_hpc import streams
 from chronolog_hpc.bench import baseline, environment, phases, report
 from chronolog_hpc.bench.fields import FIELDS, nest
 from chronolog_hpc.bench.progress import Progress
 from chronolog_hpc.bench.ranks import Ranks
 from chronolog_hpc.bench.records import GeneratedRecords, PayloadRecords, Records, read_payload
-from chronolog_hpc.bench.spec import Spec, SpecError
+from chronolog_hpc.bench.spec import MAX_BATCH_BYTES, Spec, SpecError
 from chronolog_hpc.bench.verify import Verdict, verify
 from chronolog_hpc.bench.workspace import Workspace, workspace
+from chronolog_hpc.clientlib import store_path
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 DONE = 0
 FAILED = 1
 NOT_VERIFIED = 3
+
+EVENT_BYTES = 24
+"""The least memory that an event takes when it is replayed: time, client id and sequence number."""
 
 
 def run(spec: Spec, comm: MPI.Comm | None, command: str = "") -> int:
@@ -36,8 +39,8 @@ def run(spec: Spec, comm: MPI.Comm | None, command: str = "") -> int:
         command: the command line, for the report.
 
     Returns:
-        The exit code, the same on all ranks: 0 done, 1 the results could not be written, 3 the verification
-        failed.
+        The exit code, the same on all ranks: 0 done, 1 the report or the results could not be written, 3 the
+        verification failed.
 
     Raises:
         SpecError: on all ranks, if it cannot be done as asked.
@@ -46,17 +49,15 @@ def run(spec: Spec, comm: MPI.Comm | None, command: str = "") -> int:
     progress = Progress(enabled=ranks.first)
     _check_json_path(ranks, spec)
     records = _records(ranks, spec)
+    ranks.agree(_too_much(ranks, spec, records))
     try:
         with workspace(ranks, spec.store) as work:
             result, verdict = _measure(ranks, spec, work, records, progress, command)
     finally:
         progress.clear()
     code = DONE if verdict.good else NOT_VERIFIED
-    if ranks.first:
-        print(report.text(result), flush=True)
-        for sentence in verdict.examples:
-            print(f"chronolog bench: {sentence}", file=sys.stderr)
-        code = _write_json(spec, result, code)
+    if ranks.first and _report(spec, result, verdict):
+        code = FAILED
     return ranks.from_first(code)
 
 
@@ -85,14 +86,39 @@ def _records(ranks: Ranks, spec: Spec) -> Records:
     return PayloadRecords(ranks.from_first(data))
 
 
-def _write_json(spec: Spec, result: dict[str, Any], code: int) -> int:
-    try:
-        if spec.json is not None:
+def _too_much(ranks: Ranks, spec: Spec, records: Records) -> str | None:
+    """Return why this rank's host can never do what is asked for, or None."""
+    batch_bytes = spec.batch * records.mean_bytes
+    if batch_bytes > MAX_BATCH_BYTES:
+        return (
+            f"--batch {spec.batch} of records of {records.mean_bytes} bytes has {batch_bytes} bytes, over the limit "
+            f"of {MAX_BATCH_BYTES}: reduce one of them"
+        )
+    here = ranks.hosts.count(ranks.hosts[ranks.rank])
+    needed_bytes = spec.events * here * EVENT_BYTES
+    memory_bytes = environment.memory_bytes_of_host()
+    if needed_bytes > memory_bytes:
+        return (
+            f"--events {spec.events} needs {needed_bytes} bytes of memory for the replay alone, and "
+            f"{ranks.hosts[ranks.rank]} has {memory_bytes} (number of its ranks: {here}): ask for fewer events"
+        )
+    return None
+
+
+def _report(spec: Spec, result: dict[str, Any], verdict: Verdict) -> bool:
+    """Write file and report; return whether anything has failed that the verification has not."""
+    problems = []
+    if spec.json is not None:
+        try:
             report.write_json(spec.json, result)
-    except OSError as error:
-        print(f"chronolog bench: --json {spec.json} was not written: {error.strerror}", file=sys.stderr)
-        return FAILED
-    return code
+        except OSError as error:
+            problems.append(f"--json {spec.json} was not written: {error.strerror}")
+    problem = streams.publish(f"{report.text(result)}\n")
+    if problem is not None:
+        problems.append(problem)
+    for sentence in filter(None, [*verdict.examples, *problems]):
+        streams.complain(f"chronolog bench: {sentence}")
+    return bool(problems) and verdict.good
 
 
 def _measure(
@@ -145,7 +171,7 @@ def _echo(spec: Spec, records: Records, latency_calls: int) -> dict[str, Any]:
         "payload": spec.payload,
         "payload_lines": len(records) if isinstance(records, PayloadRecords) else None,
         "batch": spec.batch,
-        "store": None if spec.store is None else os.path.abspath(spec.store),
+        "store": None if spec.store is None else str(store_path(spec.store)),
         "json": spec.json,
         "seed": spec.seed,
         "latency_calls_per_rank": latency_calls,

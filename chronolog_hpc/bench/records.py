@@ -10,7 +10,6 @@ events, and then time and sequence number tell them apart.
 from __future__ import annotations
 
 import base64
-import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -138,21 +137,21 @@ def read_payload(path: str) -> bytes:
         SpecError: it cannot be read, is empty, or is too large.
     """
     try:
-        size_bytes = os.path.getsize(path)
-        if size_bytes > MAX_PAYLOAD_FILE_BYTES:
-            raise SpecError(
-                f"--payload {path} has {size_bytes} bytes, the limit is {MAX_PAYLOAD_FILE_BYTES}: "
-                "use a part of it (head -c)"
-            )
         with open(path, "rb") as file:
-            data = file.read(MAX_PAYLOAD_FILE_BYTES)
+            data = file.read(MAX_PAYLOAD_FILE_BYTES + 1)  # a pipe did not tell its size before
+        if len(data) > MAX_PAYLOAD_FILE_BYTES:
+            raise SpecError(
+                f"--payload {path} has more than {MAX_PAYLOAD_FILE_BYTES} bytes, which is the limit: use a part of "
+                "it (head -c)"
+            )
     except OSError as error:
         raise SpecError(f"--payload {path} cannot be read: {error.strerror}") from error
     if not data:
         raise SpecError(f"--payload {path} is empty: give a file with at least one line")
     if max(map(len, data.split(b"\n"))) > MAX_SIZE_BYTES:
         raise SpecError(
-            f"--payload {path} has a line of more than {MAX_SIZE_BYTES} bytes, which no record can hold"
+            f"--payload {path} has a line of more than {MAX_SIZE_BYTES} bytes, which no record can hold: give a file "
+            "with shorter lines"
         )
     return data
 

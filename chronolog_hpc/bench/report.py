@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,7 +78,8 @@ def _shown(value: Any) -> str:
         return shown if len(value) <= 8 else f"{shown}, ... ({len(value)} in all)"
     if isinstance(value, dict):
         return ", ".join(f"{name}={entry}" for name, entry in value.items()) or "none"
-    return "none" if value is None else str(value)
+    shown = "none" if value is None else str(value)
+    return shown if shown.isprintable() else repr(shown)  # a file name may have line breaks
 
 
 def check_json_path(path: str) -> None:
@@ -92,11 +92,18 @@ def check_json_path(path: str) -> None:
         raise SpecError(
             f"--json {path} is there already, and results are never overwritten: choose another name"
         )
+    if path == "-":
+        raise SpecError(
+            "--json - is no file, and the report goes to standard output: give a name for the results"
+        )
     try:
-        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(path))):
+        with open(path, "x", encoding="utf-8"):
             pass
+        os.unlink(path)
     except OSError as error:
-        raise SpecError(f"--json {path} cannot be written: {error.strerror}") from error
+        raise SpecError(
+            f"--json {path} cannot be written: {error.strerror}: choose a name in a directory that is there"
+        ) from error
 
 
 def write_json(path: str, result: Mapping[str, Any]) -> None:
@@ -105,6 +112,12 @@ def write_json(path: str, result: Mapping[str, Any]) -> None:
     Raises:
         OSError: it is there already, or cannot be written.
     """
-    with open(path, "x", encoding="utf-8") as file:
-        json.dump(result, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+    # A file name that is no Unicode has lone surrogates, which JSON and backslashreplace write alike.
+    with open(path, "x", encoding="utf-8", errors="backslashreplace") as file:
+        try:
+            json.dump(result, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+        except BaseException:
+            os.unlink(path)  # half a result is none
+            raise

@@ -22,9 +22,8 @@ from pathlib import Path
 
 from chronolog_hpc.bench.ranks import Ranks
 from chronolog_hpc.bench.spec import SpecError
-from chronolog_hpc.clientlib import ChronoLogError, open_client
+from chronolog_hpc.clientlib import STORE_VARIABLE, ChronoLogError, open_client, store_path
 
-STORE_VARIABLE = "CHRONOLOG_STORE"
 CHRONICLE = "chronolog-bench"
 
 _JANITOR = """
@@ -86,6 +85,7 @@ def workspace(ranks: Ranks, store: str | None) -> Iterator[Workspace]:
     """
     overridden = os.environ.pop(STORE_VARIABLE, None)
     try:
+        ranks.agree(_temporary_problem(ranks))
         made = _make(ranks, store) if ranks.first else ""
         places = ranks.from_first(made)
         if isinstance(places, str):
@@ -115,14 +115,30 @@ def _make(ranks: Ranks, store: str | None) -> Workspace | str:
             parent = tempfile.gettempdir() if ranks.on_one_host else os.getcwd()
             scratch = Path(tempfile.mkdtemp(prefix=prefix[1:], dir=parent))
             return Workspace(str(scratch / "store"), story, scratch)
-        store = os.path.abspath(store)
+        directory = store_path(store)
         with _quiet_client():
-            open_client(Path(store)).Disconnect()
-        return Workspace(store, story, Path(tempfile.mkdtemp(prefix=prefix, dir=store)))
+            open_client(directory).Disconnect()
+        return Workspace(str(directory), story, Path(tempfile.mkdtemp(prefix=prefix, dir=directory)))
     except ChronoLogError as error:
         return f"--store: {error}"
     except OSError as error:
-        return f"--store: {error.filename}: {error.strerror}"
+        place = error.filename or "the working directory"
+        return f"no temporary directory can be made, {place}: {error.strerror}: give --store DIR"
+
+
+def _temporary_problem(ranks: Ranks) -> str | None:
+    """Return why this rank has no place for temporary files, or None. Python would take another in silence."""
+    chosen = os.environ.get("TMPDIR")
+    try:
+        found = tempfile.gettempdir()
+    except OSError as error:
+        return f"{ranks.describe_rank(ranks.rank)}: {error.strerror}: set TMPDIR to a directory with room"
+    if chosen and os.path.abspath(chosen) != os.path.abspath(found):
+        return (
+            f"TMPDIR={chosen}: {ranks.describe_rank(ranks.rank)} cannot make files there: name a directory with "
+            "room, or unset the variable"
+        )
+    return None
 
 
 class Janitor:

@@ -1,8 +1,9 @@
 """The command `chronolog`: parse on every rank, speak on rank 0, exit with the same code everywhere.
 
-Each command is a module of this package with a function `register`, which adds its parser and names the
-function that runs it. Nothing heavy is imported before a command needs it: `--help` costs no numpy and no
-MPI.
+Each command is a module of this package with a function `register`, which adds its parser. The parser names
+two things: itself (`parser`), and a function (`prepare`) that checks the arguments, imports what the command
+needs, and returns the job, a function of the communicator that returns the exit code. Nothing heavy is imported
+before: `--help` costs no numpy and no MPI.
 
 Exit codes: 0 done, 1 failed, 2 asked for something that cannot be done, 3 a check of the results failed,
 128 + n ended by signal n.
@@ -12,11 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
 from collections.abc import Iterator, Sequence
 
+from chronolog_hpc import streams
 from chronolog_hpc.cli import bench
 from chronolog_hpc.cli.arguments import USAGE, Parser, ShowVersion
 from chronolog_hpc.cli.launch import Launch, detect
+from chronolog_hpc.cli.outcome import FAILED, INTERRUPTED, explain, interrupts_held, run_job
 
 COMMANDS = (bench,)
 """The modules of the commands, in the order of `--help`."""
@@ -33,14 +37,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    streams.prepare()
     launch = detect()
+    name = "chronolog"
     try:
-        with _speaking(launch):
-            args = _parser().parse_args(argv)
+        with interrupts_held() as let_go:
+            with _speaking(launch):
+                args, unknown = _parser().parse_known_args(argv)
+                name = args.parser.prog
+                if unknown:
+                    args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+            code = run_job(args, launch, let_go)
+    except KeyboardInterrupt:
+        code = _interrupted(name)
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else USAGE
-    code: int = args.run(args, launch)
-    return code
+        code = end.code if isinstance(end.code, int) else USAGE
+    except Exception as error:
+        told = explain(error)
+        if told is None:
+            raise
+        code, sentence = told
+        if launch.rank == 0:
+            streams.complain(f"{name}: {sentence}")
+    problem = streams.publish("")
+    if problem:
+        streams.complain(f"{name}: {problem}")
+    return code if problem is None else code or FAILED
+
+
+def _interrupted(name: str) -> int:
+    """Say that the user has ended the command; a second Ctrl-C ends it without another word."""
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    streams.complain(f"{name}: interrupted")
+    return INTERRUPTED
 
 
 def _parser() -> Parser:

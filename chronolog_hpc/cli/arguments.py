@@ -7,12 +7,16 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from chronolog_hpc import streams
+
 USAGE = 2
 """Exit code for what cannot be done as asked."""
 
 SIZE_HELP = "bytes, or with a unit: 128, 4KiB, 64MiB (KiB, MiB, GiB are powers of 1024; kB, MB, GB of 1000)"
 
+_LONGEST_MESSAGE = 400
 _SIZE = re.compile(r"([0-9][0-9_]*)\s*([a-zA-Z]*)")
+_MOST_DIGITS = 30
 _UNIT_BYTES = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmg", start=1):
     _UNIT_BYTES |= {f"{_letter}ib": 1024**_power, _letter: 1024**_power, f"{_letter}b": 1000**_power}
@@ -27,6 +31,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the arguments and exit with code 2."""
+        if len(message) > _LONGEST_MESSAGE:
+            message = f"{message[:_LONGEST_MESSAGE]}..."
         self.exit(USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
@@ -47,26 +53,17 @@ class ShowVersion(argparse.Action):
         option_string: str | None = None,
     ) -> NoReturn:
         """Print the version and exit."""
-        print(f"chronolog {version()}")
-        parser.exit()
+        from chronolog_hpc import __version__
 
-
-def version() -> str:
-    """Return the version of the installed package."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        return installed("chronolog-hpc")
-    except PackageNotFoundError:
-        return "of a checkout that is not installed"
+        problem = streams.publish(f"chronolog {__version__}\n")
+        parser.exit(0 if problem is None else 1, f"{parser.prog}: {problem}\n" if problem else None)
 
 
 def size_bytes(text: str) -> int:
     """Return the number of bytes that `text` names: 128, 4KiB, 64MiB."""
     match = _SIZE.fullmatch(text.strip())
     unit = match[2].lower() if match else None
-    if match is None or unit not in _UNIT_BYTES:
+    if match is None or unit not in _UNIT_BYTES or len(match[1]) > _MOST_DIGITS:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write 128, 4KiB or 64MiB")
     return int(match[1]) * _UNIT_BYTES[unit]
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
 from chronolog_hpc.bench import spec as limits
 from chronolog_hpc.bench.spec import Spec, SpecError
-from chronolog_hpc.cli.arguments import SIZE_HELP, USAGE, size_bytes, whole_number
-from chronolog_hpc.cli.launch import Launch
+from chronolog_hpc.cli.arguments import SIZE_HELP, size_bytes, whole_number
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
-
-_INTERRUPTED = 130
+    from chronolog_hpc.cli.outcome import Job
 
 _DESCRIPTION = """\
 Every rank logs events into a story, the job replays the story in order, and verifies every byte, client id,
@@ -52,8 +50,9 @@ def register(commands: argparse._SubParsersAction[Any]) -> None:
         help="one story of all ranks, or one for each (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--payload", metavar="FILE", help="log the lines of FILE, again and again, not generated records"
-    )
+        "--payload", metavar="FILE", type=os.path.expanduser,
+        help="log the lines of FILE, again and again, not generated records",
+    )  # fmt: skip
     parser.add_argument(
         "--batch", metavar="K", type=whole_number(1, limits.MAX_BATCH), default=default.batch,
         help="log K events with each log_events; 1: use log_event (default: %(default)s)",
@@ -61,9 +60,13 @@ def register(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--store",
         metavar="DIR",
+        type=os.path.expanduser,
         help="use the store in DIR and keep the data, as a new story (default: a fresh one, removed)",
     )
-    parser.add_argument("--json", metavar="PATH", help="write the results to PATH, which must not exist")
+    parser.add_argument(
+        "--json", metavar="PATH", type=os.path.expanduser,
+        help="write the results to PATH, which must not exist",
+    )  # fmt: skip
     parser.add_argument(
         "--seed", metavar="S", type=whole_number(0, limits.MAX_SEED), default=default.seed,
         help="generated records depend on it (default: %(default)s)",
@@ -72,42 +75,20 @@ def register(commands: argparse._SubParsersAction[Any]) -> None:
         "--baseline-rounds", metavar="R", type=whole_number(0, 1000), default=default.baseline_rounds,
         help="rounds of the comparison with a plain buffered file; 0 leaves it out (default: %(default)s)",
     )  # fmt: skip
-    parser.set_defaults(run=run)
+    parser.set_defaults(parser=parser, prepare=prepare)
 
 
-def run(args: argparse.Namespace, launch: Launch) -> int:
-    """Run the benchmark.
+def prepare(args: argparse.Namespace) -> Job:
+    """Return the benchmark that was asked for.
 
-    Collective: over all ranks that the launcher has started.
-
-    Returns:
-        The exit code, the same on all ranks.
+    Raises:
+        SpecError: what is asked for makes no sense.
     """
-    try:
-        spec = _spec(args)
-        comm = _communicator(launch)
-    except SpecError as error:
-        return _refuse(error, launch)
-    from chronolog_hpc.bench.job import run as run_job
-    from chronolog_hpc.mpi import guard
+    spec = _spec(args)
+    from chronolog_hpc.bench.job import run
 
     command = shlex.join(["chronolog", *sys.argv[1:]])
-    try:
-        with guard(comm):
-            try:
-                return run_job(spec, comm, command)
-            except SpecError as error:  # on all ranks, so it is no reason to abort
-                return _refuse(error, launch)
-    except KeyboardInterrupt:
-        print("chronolog bench: interrupted", file=sys.stderr)
-        return _INTERRUPTED
-
-
-def _refuse(error: SpecError, launch: Launch) -> int:
-    """Let rank 0 say what cannot be done; return the exit code."""
-    if launch.rank == 0:
-        print(f"chronolog bench: {error}", file=sys.stderr)
-    return USAGE
+    return lambda comm: run(spec, comm, command)
 
 
 def _spec(args: argparse.Namespace) -> Spec:
@@ -126,27 +107,3 @@ def _spec(args: argparse.Namespace) -> Spec:
         seed=args.seed,
         baseline_rounds=args.baseline_rounds,
     )
-
-
-def _communicator(launch: Launch) -> MPI.Comm | None:
-    """Return all ranks, or None if this process runs alone: then MPI need not be there.
-
-    Raises:
-        SpecError: a launcher has started several ranks, and they cannot find each other.
-    """
-    if launch.alone:
-        return None
-    from chronolog_hpc.mpi import MpiMissingError, load_mpi
-
-    try:
-        comm: MPI.Comm = load_mpi().COMM_WORLD
-    except MpiMissingError as error:
-        raise SpecError(
-            f"{launch.variable} says that a launcher has started several ranks, but {error}"
-        ) from error
-    if launch.size not in (None, comm.Get_size()):
-        raise SpecError(
-            f"the launcher has started {launch.size} ranks and MPI sees {comm.Get_size()}: use the launcher "
-            "that belongs to this MPI library (with srun: --mpi=pmi2 or --mpi=pmix)"
-        )
-    return comm

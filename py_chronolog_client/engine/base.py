@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from py_chronolog_client.clock import Clock
-from py_chronolog_client.errors import DamageError
+from py_chronolog_client.errors import DamageError, InvalidArgumentError
 
 if TYPE_CHECKING:
     from py_chronolog_client.page import Page
@@ -38,6 +38,8 @@ Durability = Literal["process", "node"]
 """What an acknowledged event survives: the death of its process, or also a power cut of its node."""
 
 MAX_TIME_NS = 2**64 - 1
+MAX_DESCRIPTION_BYTES = 512 * 2**10
+"""What a client says of itself takes no more than this as msgpack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,46 @@ class WriterOptions:
     clock: Clock
     durability: Durability = "process"
     description: Mapping[str, Any] = field(default_factory=dict)
-    """Kept with the story for `Engine.clients`: msgpack-able values, for instance rank, size and job."""
+    """Kept with the story for `Engine.clients`, for instance rank, size and job; see `checked_description`."""
     first_sequence: int = 0
     """Number of the first event. A client that was closed may come back to a story with the number behind its last
     event, unless that is 0; its times then go on from where they were. For a new client any number will do."""
+
+
+def checked_description(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a description will be when it is read, a copy; every engine can keep it.
+
+    Args:
+        description: names with values of None, bool, int, float, str, bytes, lists, and dicts with text keys.
+
+    Raises:
+        TypeError: it is no such map.
+        InvalidArgumentError: a number or the whole is too large, or a text has a lone surrogate.
+    """
+    if not isinstance(description, Mapping):
+        raise TypeError(f"description is a dict, not {type(description).__name__}")
+    import msgpack
+
+    kept: dict[str, Any] = {}
+    size_bytes = 0
+    for name, value in description.items():
+        if not isinstance(name, str):
+            raise TypeError(f"description has the key {name!r:.100}: keys are text")
+        try:
+            packed: bytes = msgpack.packb({name: value})
+            size_bytes += len(packed)
+            kept |= msgpack.unpackb(packed, strict_map_key=True, max_ext_len=0)
+        except (ValueError, OverflowError) as error:
+            raise InvalidArgumentError(f"description[{name!r:.100}] cannot be kept: {error}") from error
+        except TypeError as error:
+            raise TypeError(
+                f"description[{name!r:.100}] cannot be kept: {error}: give text, bytes, numbers, lists or dicts"
+            ) from error
+    if size_bytes > MAX_DESCRIPTION_BYTES:
+        raise InvalidArgumentError(
+            f"description takes {size_bytes} bytes as msgpack, over the limit of {MAX_DESCRIPTION_BYTES}: shorten it"
+        )
+    return kept
 
 
 class Writer(ABC):

@@ -27,7 +27,7 @@ from py_chronolog_client.errors import ClosedError, InvalidArgumentError, NotFou
 from py_chronolog_client.store.catalog import Catalog
 from py_chronolog_client.store.files import os_errors
 from py_chronolog_client.store.records import read_client_record
-from py_chronolog_client.store.root import StoreRoot
+from py_chronolog_client.store.root import StoreRoot, trusts_tails
 
 if TYPE_CHECKING:
     from py_chronolog_client.page import Page
@@ -58,10 +58,13 @@ class EmbeddedEngine(Engine):
             create: make it if it is not there; otherwise it must be there, and is only read.
 
         Raises:
+            InvalidArgumentError: the path, CHRONOLOG_MODE or CHRONOLOG_TRUST_TAILS makes no sense.
+            NotConnectedError: the directory above it is missing (with `create`).
             NotAStoreError: the directory holds something else, or (without `create`) no store.
             StoreVersionError: the store is newer than this software.
             NotAuthorizedError: this user may not use it.
         """
+        trusts_tails()
         self._open_catalog: Catalog | None = Catalog(StoreRoot.open(directory, create=create))
         self._directory = self._open_catalog.root.path
         self._followed: dict[tuple[str, str], tuple[Path, StoryLog]] = {}
@@ -191,18 +194,24 @@ def tail_directory() -> Path | None:
     """Return the directory of `CHRONOLOG_TAIL_DIR`, or None where tails lie in the store.
 
     Raises:
-        InvalidArgumentError: it names no directory, or none for this user.
+        InvalidArgumentError: it names no directory in which files can be made.
     """
     value = os.environ.get(TAIL_DIRECTORY_VARIABLE)
     if not value:
         return None
-    if not os.path.isdir(value):
+    directory = os.path.expanduser(value)
+    if not os.path.isdir(directory):
         raise InvalidArgumentError(
             f"{TAIL_DIRECTORY_VARIABLE}={value}: no such directory, make it or unset the variable"
         )
-    if not os.access(value, os.W_OK | os.X_OK):
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
         raise InvalidArgumentError(
-            f"{TAIL_DIRECTORY_VARIABLE}={value}: this user may not create files there, name another directory or "
-            "unset the variable"
-        )
-    return Path(value).resolve()
+            f"{TAIL_DIRECTORY_VARIABLE}={value}: no file can be made there ({error.strerror}), name another directory "
+            "or unset the variable"
+        ) from error
+    return Path(directory).resolve()

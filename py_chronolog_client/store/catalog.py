@@ -96,7 +96,10 @@ class Catalog:
         self._destroy(directory, f"the chronicle {name!r:.200}", self._all(directory / _STORIES))
 
     def chronicles(self) -> list[str]:
-        """Return the names of all chronicles, sorted; damaged ones are reported to the log once instead."""
+        """Return the names of all chronicles, sorted.
+
+        One whose meta is damaged or cannot be read is reported to the log, once, instead.
+        """
         with files.os_errors(self.root.chronicles):
             return self._names(self.root.chronicles)
 
@@ -157,7 +160,9 @@ class Catalog:
         return directory
 
     def stories(self, chronicle: str) -> list[str]:
-        """Return the names of all stories, sorted; damaged ones are reported to the log once instead.
+        """Return the names of all stories, sorted.
+
+        One whose meta is damaged or cannot be read is reported to the log, once, instead.
 
         Raises:
             NotFoundError: there is no such chronicle.
@@ -260,17 +265,17 @@ class Catalog:
         yield from (directory / name for name in sorted(names) if _HASH.fullmatch(name))
 
     def _names(self, directory: Path) -> list[str]:
-        """Return the names of the chronicles or stories in a directory, without those that are damaged."""
+        """Return the names of the chronicles or stories in a directory, without those that cannot be read."""
         names = []
         for entry in self._all(directory):
             try:
                 names.append(_read_meta(entry).name)
             except (FileNotFoundError, NotADirectoryError):
                 continue  # destroyed meanwhile
-            except DamageError as error:
-                if error.path not in self._reported:
-                    self._reported.add(error.path)
-                    _log.warning("left out of a listing: %s", error)
+            except OSError as error:  # DamageError is one
+                if entry.name not in self._reported:
+                    self._reported.add(entry.name)
+                    _log.warning("left out of a listing: %s", _sentence(error, entry))
         return sorted(names)
 
     def _destroy(self, directory: Path, what: str, stories: Iterable[Path]) -> None:
@@ -319,6 +324,11 @@ class Catalog:
         for name in os.listdir(trash):
             if _HASH.fullmatch(name):
                 shutil.rmtree(self.root.trash / name, ignore_errors=True)
+
+
+def _sentence(error: OSError, directory: Path) -> str:
+    """Return what is wrong with the meta of a chronicle or story."""
+    return str(error) if isinstance(error, DamageError) else f"{directory / _META}: {error.strerror}"
 
 
 def _encode_meta(name: str, attributes: Mapping[str, str]) -> bytes:

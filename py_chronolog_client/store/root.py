@@ -19,6 +19,7 @@ from py_chronolog_client.errors import (
     DamageError,
     InvalidArgumentError,
     NotAStoreError,
+    NotConnectedError,
     StoreError,
     StoreVersionError,
 )
@@ -31,6 +32,7 @@ DEFAULT_MODE = 0o600
 _TITLE = "ChronoLog store"
 _MODE = re.compile(r"(?:0o?)?([0-7]{3})")
 _MODE_VARIABLE = "CHRONOLOG_MODE"
+_TRUST_VARIABLE = "CHRONOLOG_TRUST_TAILS"
 _MARKER_LIMIT_BYTES = 4096
 
 
@@ -61,19 +63,18 @@ class StoreRoot:
 
         Args:
             path: the directory.
-            create: make the directory (and those above it) and the marker where they are missing.
+            create: make the directory and the marker where they are missing. The directory above it must be
+                there: otherwise a mistyped path would become a new store.
 
         Raises:
             InvalidArgumentError: no such path is possible, or CHRONOLOG_MODE is none.
+            NotConnectedError: the directory above it is missing (with `create`).
             NotAStoreError: the directory has no marker, or (with `create`) holds something else.
             StoreVersionError: a newer release has written the store.
             NotAuthorizedError: this user may not read, or not create, it.
             StoreError: the path is no directory, or its file system failed.
         """
-        text = os.fsdecode(path)
-        if not text or "\0" in text:
-            raise InvalidArgumentError(f"{text!r} is no path of a store: give a directory")
-        directory = Path(os.path.abspath(text))
+        directory = store_path(path)
         with files.os_errors(directory):
             root = cls._existing(directory)
             if root is None and create:
@@ -106,13 +107,19 @@ class StoreRoot:
     def _create(cls, directory: Path) -> StoreRoot:
         """Make directory and marker, or find the marker that somebody else has just made.
 
-        Durability: the store and the directories made for it are on the device.
+        Durability: the store is on the device.
         """
         new = cls(directory, mode_from_environment())
-        made = [path for path in (directory, *directory.parents) if not path.exists()]
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
+        try:
             new.make_directory(directory)
+            made = True
+        except FileExistsError:
+            made = False
+        except FileNotFoundError as error:
+            raise NotConnectedError(
+                f"{directory}: there is no directory {directory.parent} to make this store in: check the path, "
+                "or make that directory"
+            ) from error
         if any(not name.startswith(files.TEMPORARY) for name in os.listdir(directory)):
             present = cls._existing(directory)
             if present is not None:
@@ -123,9 +130,9 @@ class StoreRoot:
             )
         marker = f"{_TITLE}\nformat {FORMAT}\nbyte-order little\nmode {new.file_mode:04o}\n"
         files.publish_file(directory / MARKER, marker.encode("ascii"), new.file_mode, sync=True)
-        for path in made:
+        if made:
             with suppress(PermissionError):  # in a directory that we may search and not read
-                files.sync_directory(path.parent)
+                files.sync_directory(directory.parent)
         present = cls._existing(directory)
         if present is None:
             raise StoreError(directory, "somebody removed the store while it was created: try again")
@@ -169,6 +176,40 @@ class StoreRoot:
         """
         with suppress(FileExistsError):
             self.make_directory(path)
+
+
+def store_path(path: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a store; `~` is the home directory, as in a shell.
+
+    Raises:
+        InvalidArgumentError: no such path is possible.
+        StoreError: it is relative, and the working directory is gone.
+    """
+    text = os.fsdecode(path)
+    if not text or "\0" in text:
+        raise InvalidArgumentError(f"{text!r} is no path of a store: give a directory")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(f"{text!r} is no directory name: it has a lone surrogate") from None
+    try:
+        return Path(os.path.abspath(os.path.expanduser(text)))
+    except FileNotFoundError as error:
+        raise StoreError(
+            text, "the working directory was removed: change to another, or give an absolute path"
+        ) from error
+
+
+def trusts_tails() -> bool:
+    """Return whether CHRONOLOG_TRUST_TAILS says that tails of another boot were not torn.
+
+    Raises:
+        InvalidArgumentError: it says neither yes nor no.
+    """
+    text = os.environ.get(_TRUST_VARIABLE, "")
+    if text not in ("", "0", "1"):
+        raise InvalidArgumentError(f"{_TRUST_VARIABLE}={text}: give 1 or 0, or unset the variable")
+    return text == "1"
 
 
 def mode_from_environment() -> int:

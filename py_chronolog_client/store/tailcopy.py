@@ -24,9 +24,9 @@ from py_chronolog_client.store.format import (
     TailHeader,
     TailState,
 )
+from py_chronolog_client.store.root import trusts_tails
 from py_chronolog_client.store.stretch import Descriptor, TailStretch
 
-TRUST_VARIABLE = "CHRONOLOG_TRUST_TAILS"
 _TRIES = 100
 
 
@@ -75,7 +75,7 @@ def copy_tail(path: str, client_id: int, known_end: int = -1) -> TailCopy | None
         raise DamageError(path, 16, f"this is the tail of another client, {header.client_id:016x}")
     inode = int(_words(file, 1, TAIL_FILE_OFFSET)[0])
     is_original = header.boot_id == owner.boot_id() and inode in (0, status.st_ino % 2**64)
-    disbelieved = not is_original and os.environ.get(TRUST_VARIABLE) != "1"
+    disbelieved = not is_original and not trusts_tails()
     state = b""
     for _ in range(_TRIES):
         state = _read(file, TAIL_STATE_BYTES, TAIL_STATE_OFFSET)
