@@ -37,6 +37,7 @@ from py_chronolog_client.errors import (
     NotReaderError,
 )
 from py_chronolog_client.store.format import MAX_RECORD_BYTES
+from py_chronolog_client.store.root import name_hash
 from py_chronolog_client.testing.manual_clock import ManualClock
 from tests.support import processes
 from tests.support.counts import soak
@@ -770,6 +771,117 @@ def test_a_client_says_who_it_is(make: Maker) -> None:
     assert client.clients("c", "s").keys() == {handle.client_id}
 
 
+@pytest.mark.parametrize(
+    ("description", "kind", "said"),
+    [
+        ([1], TypeError, "description is a dict, not list"),
+        ({1: "x"}, TypeError, "keys are text"),
+        ({"a": np.int64(1)}, TypeError, r"description\['a'\] cannot be kept: .*numpy.int64"),
+        ({"good": 1, "bad": object()}, TypeError, r"description\['bad'\]"),
+        ({"a": {1: 2}}, InvalidArgumentError, r"description\['a'\]"),
+        ({"a": 2**64}, InvalidArgumentError, r"description\['a'\]"),
+        ({"a": "\ud800"}, InvalidArgumentError, r"description\['a'\]"),
+        ({"a": "x" * 600_000}, InvalidArgumentError, "over the limit of 524288: shorten it"),
+    ],
+)
+def test_a_description_that_cannot_be_kept_fails_at_once(
+    make: Maker, description: Any, kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(kind, match=said):
+        make(connect=False, description=description)
+
+
+def test_a_description_is_kept_as_it_was(make: Maker) -> None:
+    description = {"list": [1, (2.5, None)], "bytes": b"\xff", "deep": {"": True}, "large": "x" * 500_000}
+    client = make(description=description)
+    description["list"].append(object())  # type: ignore[attr-defined]
+    client.CreateChronicle("c")
+    acquire(client)
+    (kept,) = client.clients("c", "s").values()
+    expected = {"list": [1, [2.5, None]], "bytes": b"\xff", "deep": {"": True}, "large": "x" * 500_000}
+    assert {name: kept[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("attrs", [{"a": "\ud800"}, {"\ud800": "a"}, {"a": "x" * 2**20}])
+def test_attributes_that_cannot_be_kept_are_an_invalid_argument(
+    client: Client, attrs: dict[str, str]
+) -> None:
+    assert client.CreateChronicle("d", attrs) == -2
+    assert "attribute" in str(client.last_error)
+    assert client.AcquireStory("c", "s", attrs) == (-2, None)
+    assert "attribute" in str(client.last_error)
+    assert client.ShowChronicles() == ["c"]
+    assert client.ShowStories("c") == []
+
+
+def test_junk_in_the_store_is_reported_and_others_are_listed(
+    client: Client, make: Maker, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.CreateChronicle("d")
+    for story in ("a", "b"):
+        acquire(client, story)
+    metas = [tmp_path / "store" / "chronicles" / name_hash("c") / "stories" / name_hash("a") / "meta"]
+    metas += [tmp_path / "store" / "chronicles" / name_hash("d") / "meta"]
+    for meta in metas:
+        meta.write_bytes(b"junk")
+    reader = make()
+    with caplog.at_level(logging.WARNING, logger="py_chronolog_client"):
+        assert reader.ShowStories("c") == ["b"]
+        assert reader.ShowChronicles() == ["c"]
+    for meta, record in zip(metas, caplog.records, strict=True):
+        assert f"{meta}: damaged at byte 0: no msgpack map" in record.getMessage()
+
+
+def test_a_mistyped_path_is_no_connection(tmp_path: pathlib.Path) -> None:
+    client = Client(ClientPortalServiceConf("file", str(tmp_path / "no" / "such" / "store"), 0, 0))
+    assert client.Connect() == -8
+    assert f"there is no directory {tmp_path / 'no' / 'such'}" in str(client.last_error)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("CHRONOLOG_MODE", "999", "0640"),
+        ("CHRONOLOG_MODE", "0444", "0640"),
+        ("CHRONOLOG_TRUST_TAILS", "maybe", "give 1 or 0"),
+        ("CHRONOLOG_STORE", "/dev/null/store", "this is a file"),
+        ("CHRONOLOG_STORE", "no/such/store", "there is no directory"),
+    ],
+)
+def test_variables_that_make_no_sense(
+    make: Maker, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    client = make(connect=False)
+    assert client.Connect() < 0
+    assert said in str(client.last_error)
+    assert value in str(client.last_error)
+
+
+@pytest.mark.parametrize("value", ["/nonexistent", "/dev/null", "/proc"])
+def test_a_directory_for_tails_that_is_none(
+    client: Client, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("CHRONOLOG_TAIL_DIR", value)
+    assert client.AcquireStory("c", "s") == (-2, None)
+    assert f"CHRONOLOG_TAIL_DIR={value}" in str(client.last_error)
+    assert "unset the variable" in str(client.last_error)
+
+
+def test_a_tilde_in_variables(
+    client: Client, make: Maker, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tails").mkdir()
+    monkeypatch.setenv("CHRONOLOG_TAIL_DIR", "~/tails")
+    assert acquire(client).log_event("x")
+    assert len(os.listdir(tmp_path / "tails")) == 1
+    monkeypatch.setenv("CHRONOLOG_STORE", "~/other")
+    make()
+    assert (tmp_path / "other" / "CHRONOLOG").exists()
+
+
 def test_context_managers(make: Maker) -> None:
     with make(connect=False) as client:
         assert client.CreateChronicle("c") == 0
@@ -1060,4 +1172,7 @@ def test_the_public_names() -> None:
     }  # fmt: skip
     for name in chronolog.__all__:
         assert getattr(chronolog, name).__doc__
+    assert chronolog.__version__[0].isdigit()
+    with pytest.raises(AttributeError, match="nothing"):
+        chronolog.nothing  # noqa: B018
     assert issubclass(RecordTooLargeError, ChronoLogError)

@@ -259,6 +259,17 @@ def test_only_events_are_in_it(wrong: object) -> None:
         assert series.count(wrong) == 0  # type: ignore[arg-type]
 
 
+def test_what_is_missing_is_named() -> None:
+    for series in (EventList(some(2)), in_pages(some(2))):
+        for action in (series.remove, series.index):
+            with pytest.raises(ValueError, match=r"Event\(.*'missing'\) is not in this EventList"):
+                action(Event(1, 2, 3, "missing"))
+        assert list(series) == some(2)
+        assert [series.index(event) for event in some(2)] == [0, 1]
+        series.remove(some(2)[0])
+        assert list(series) == some(2)[1:]
+
+
 def test_what_it_is_not() -> None:
     assert EventList() != []
     assert EventList() != None  # noqa: E711  what == answers is the subject

@@ -32,7 +32,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the arguments and exit with code 2."""
         if len(message) > _LONGEST_MESSAGE:
-            message = f"{message[:_LONGEST_MESSAGE]}..."
+            half = _LONGEST_MESSAGE // 2
+            message = f"{message[:half]}...{message[-half:]}"
         self.exit(USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 

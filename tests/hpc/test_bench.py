@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pty
+import secrets
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from chronolog_hpc.bench.workspace import CHRONICLE
 from chronolog_hpc.clientlib import EventList, open_client
+from tests.store.holding import wait_until
 from tests.support import launch, namespaces, processes
 from tests.support.requirements import require
 
@@ -236,7 +238,7 @@ def stored_records(store: Path) -> list[bytes]:
 
 @pytest.mark.slow
 def test_a_store_keeps_each_run_as_a_story_of_its_own(bench: Bench, tmp_path: Path) -> None:
-    store = tmp_path / "deep" / "store"
+    store = tmp_path / "store"
     for _ in range(2):
         bench(2, *QUICK, "--store", store)
     with open_client(store) as client:
@@ -351,11 +353,11 @@ def test_a_rank_that_fails_ends_the_job_and_leaves_nothing(
 )
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_a_signal_leaves_nothing(places: Path, tmp_path: Path, number: int, code: int, ranks: int) -> None:
-    path = tmp_path / "result.json"
-    argv = [*argv_for(ranks), "-m", "chronolog_hpc", "bench", "--events", str(10**9), "--json", str(path)]
+    path, token = tmp_path / "result.json", secrets.token_hex(16)
+    argv = [*argv_for(ranks), "-m", "chronolog_hpc", "bench", "--events", str(5 * 10**7), "--json", str(path)]
     process = subprocess.Popen(
         argv,
-        env=processes.child_environment({"TMPDIR": str(places)}),
+        env=processes.child_environment({"TMPDIR": str(places), processes.TOKEN_NAME: token}),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -366,7 +368,8 @@ def test_a_signal_leaves_nothing(places: Path, tmp_path: Path, number: int, code
         while not list(places.glob("*/store/*/*/stories/*/*.log")) and time.monotonic() < deadline_s:
             time.sleep(0.02)
         assert list(places.glob("*/store/*/*/stories/*/*.log"))
-        process.send_signal(number)
+        # A terminal sends Ctrl-C to the whole group.
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
         _, stderr = process.communicate(timeout=30)
     finally:
         if process.returncode is None:
@@ -374,8 +377,13 @@ def test_a_signal_leaves_nothing(places: Path, tmp_path: Path, number: int, code
             process.communicate()
     if not ranks:
         assert process.returncode == code
-        assert "Traceback" not in stderr
+    assert process.returncode != 0
+    assert "Traceback" not in stderr
+    if number == signal.SIGINT:
+        assert 1 <= stderr.count("interrupted\n") <= max(1, ranks)
+        assert stderr.count("\n") <= 2 * max(1, ranks), "a word of ours and one of MPI_Abort"
     assert not path.exists()
+    wait_until(lambda: not processes.bearers(token))
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ def test_an_exception_on_one_rank_ends_the_job_with_its_traceback(mpi: Mpi) -> N
     [
         ("exit", 3, "ends the job with exit code 3"),
         ("message", 1, "ends the job with exit code 1: a last word"),
-        ("interrupt", 130, "KeyboardInterrupt"),
+        ("interrupt", 130, "chronolog: rank 1 of 3 on "),
         ("all", 4, "ends the job with exit code 4"),
     ],
 )
@@ -73,6 +73,8 @@ def test_the_exit_code_says_why(mpi: Mpi, kind: str, code: int, said: str) -> No
     done = guarded(mpi, kind)
     assert done.returncode == code
     assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert ("was interrupted" in done.stderr) == (kind == "interrupt")
 
 
 def test_a_clean_exit_is_left_alone(mpi: Mpi) -> None:

@@ -1,3 +1,4 @@
+import io
 import logging
 import os
 import pathlib
@@ -252,6 +253,26 @@ def test_damaged_meta_is_named_and_left_out_of_listings(
     assert [str(story / "meta") in record.getMessage() for record in caplog.records] == [True]
     catalog.destroy_story("c", "s")
     assert not story.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_meta_that_may_not_be_read_is_named_and_left_out_of_listings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHRONOLOG_MODE", "0644")
+    with tempfile.TemporaryDirectory() as name:  # not below a directory that only root may search
+        pathlib.Path(name).chmod(0o755)
+        catalog = open_catalog(pathlib.Path(name) / "store")
+        catalog.create_chronicle("c", {})
+        closed = catalog.ensure_story("c", "closed", {}) / "meta"
+        catalog.ensure_story("c", "open", {})
+        closed.chmod(0o600)
+
+        def listing() -> list[str]:
+            said = io.StringIO()
+            handler = logging.StreamHandler(said)
+            logging.getLogger("py_chronolog_client").addHandler(handler)
+            return [*catalog.stories("c"), *said.getvalue().splitlines()]
+
+        assert as_nobody(listing) == ["open", f"left out of a listing: {closed}: Permission denied"]
 
 
 def test_damaged_chronicles_are_left_out_and_can_be_destroyed(

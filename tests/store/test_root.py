@@ -15,6 +15,7 @@ from py_chronolog_client.errors import (
     InvalidArgumentError,
     NotAStoreError,
     NotAuthorizedError,
+    NotConnectedError,
     StoreError,
     StoreVersionError,
 )
@@ -38,8 +39,8 @@ def umask() -> Iterator[None]:
 
 
 def test_a_new_store_is_a_directory_with_a_marker(tmp_path: pathlib.Path) -> None:
-    root = StoreRoot.open(tmp_path / "deep" / "down" / "store", create=True)
-    assert root.path == tmp_path / "deep" / "down" / "store"
+    root = StoreRoot.open(tmp_path / "store", create=True)
+    assert root.path == tmp_path / "store"
     assert os.listdir(root.path) == ["CHRONOLOG"]
     assert (root.path / "CHRONOLOG").read_text() == MARKER
     assert (root.file_mode, root.directory_mode) == (0o600, 0o700)
@@ -64,6 +65,34 @@ def test_opening_again_writes_nothing(tmp_path: pathlib.Path) -> None:
 def test_relative_paths_are_made_absolute(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert StoreRoot.open("store", create=True).path == tmp_path / "store"
+
+
+def test_a_mistyped_path_makes_no_directories(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(NotConnectedError, match=f"there is no directory {tmp_path}/experimnet") as caught:
+        StoreRoot.open(tmp_path / "experimnet" / "store", create=True)
+    assert "make that directory" in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_tilde_is_the_home_directory(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    assert StoreRoot.open("~/store", create=True).path == tmp_path / "home" / "store"
+    with pytest.raises(NotConnectedError, match=r"~nobody\.of\.that\.name"):
+        StoreRoot.open("~nobody.of.that.name/store", create=True)
+    assert os.listdir(tmp_path) == ["home"]
+
+
+def test_a_working_directory_that_was_removed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(StoreError, match="the working directory was removed: change to another"):
+        StoreRoot.open("store", create=True)
+    assert StoreRoot.open(tmp_path / "store", create=True).path == tmp_path / "store"
 
 
 @pytest.mark.parametrize("path", ["", "with\0nul"])
