@@ -16,7 +16,15 @@ from typing import Any
 from chronolog_hpc.bench.records import GeneratedRecords
 from chronolog_hpc.clientlib import Client, open_client
 
-EVENTS = int(os.environ.get("CHRONOLOG_BENCH_EVENTS", "20000"))
+
+def _events(text: str) -> int:
+    """Return the number in CHRONOLOG_BENCH_EVENTS."""
+    if not text.isdecimal() or not int(text):
+        raise ValueError(f"CHRONOLOG_BENCH_EVENTS={text}: give a whole number from 1")
+    return int(text)
+
+
+EVENTS = _events(os.environ.get("CHRONOLOG_BENCH_EVENTS", "20000"))
 """Events in each measurement; 2 to 10 million for figures that count."""
 SIZE_BYTES = 128
 CLIENTS = 4
