@@ -212,7 +212,7 @@ def test_a_tail_directory_that_may_not_be_written(monkeypatch: pytest.MonkeyPatc
         os.chown(store, NOBODY, NOBODY)
         monkeypatch.setenv("CHRONOLOG_TAIL_DIR", str(tails))
         said = as_nobody(lambda: acquisition_of(store))
-        sentence = f"CHRONOLOG_TAIL_DIR={tails}: this user may not create files there, name another directory"
+        sentence = f"CHRONOLOG_TAIL_DIR={tails}: no file can be made there (Permission denied)"
         assert str(said).startswith(f"-2 {sentence}")
         assert files(store) == []
 
