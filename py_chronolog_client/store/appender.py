@@ -15,17 +15,17 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
 
 from py_chronolog_client.clock import Clock, Reading
 from py_chronolog_client.engine.base import Writer, WriterOptions, WriterStatistics
 from py_chronolog_client.errors import ChronoLogError, ClosedError
 from py_chronolog_client.identity import new_client_id
 from py_chronolog_client.records import MISSING, Record, encode, encode_batch, pieces, the_one
+from py_chronolog_client.store.apart import apart
 from py_chronolog_client.store.catalog import Catalog
 from py_chronolog_client.store.format import MAX_PAYLOAD_BYTES, MAX_RECORD_BYTES
 from py_chronolog_client.store.journal import Journal, claim_in
@@ -64,9 +64,13 @@ class Appender(Writer):
         self._closed = self._released = False
         self.log_event, self._publish = _fast_path(self._resume)  # type: ignore[method-assign]
         self._journals: dict[int, Journal] = {}
-        reading = options.clock.reading().not_before(1)
-        self._open(options.client_id, options.description, reading, options.first_sequence)
+        self._maker_pid = os.getpid()
         _writers.add(self)
+        try:
+            self._open(options.client_id, options.clock.reading().not_before(1))
+        except BaseException:
+            _writers.discard(self)
+            raise
 
     # -- the contract --
 
@@ -126,28 +130,30 @@ class Appender(Writer):
 
     # -- opening and closing --
 
-    def _open(
-        self, client_id: int, description: Mapping[str, Any], reading: Reading, first_sequence: int = 0
-    ) -> None:
-        pid = os.getpid()
-        journal = Journal(
-            self._catalog,
-            self._directory,
-            self._tail_directory,
-            client_id,
-            description,
-            reading,
-            first_sequence,
-        )
+    def _open(self, parent_client_id: int, reading: Reading) -> None:
+        """Open the files of a client of this process: the one of the options where the appender was made, else a new one."""
+        while True:
+            journal = apart(lambda: self._make_journal(parent_client_id, reading), Journal.discard)
+            if journal is not None:
+                winner = self._journals.setdefault(journal.pid, journal)
+                if journal.pid == os.getpid():
+                    break
+                journal.let_go()  # a signal handler has forked: this is the parent's
         claim = Claim(next(iter(journal.epochs)), 0)
-        winner = self._journals.setdefault(pid, journal)
-        if pid != os.getpid():  # a signal handler has forked: all this is the parent's
-            journal.let_go()
-            return
         if winner is not journal:  # a signal handler has come in between, and has opened one as well
             journal.discard()
         self._own = winner
         self._free(claim)
+
+    def _make_journal(self, parent_client_id: int, reading: Reading) -> Journal:
+        options = self._options
+        client_id, description, first = options.client_id, options.description, options.first_sequence
+        if os.getpid() != self._maker_pid:
+            client_id, first = new_client_id(), 0
+            description = {**description, "parent_client_id": parent_client_id}
+        return Journal(
+            self._catalog, self._directory, self._tail_directory, client_id, description, reading, first
+        )
 
     def _say_goodbye(self, own: Journal, claim: Claim, reason: str) -> int:
         """Move everything to blocks, note the reason, and remove the tail; keep it where the file system refuses.
@@ -251,9 +257,7 @@ class Appender(Writer):
                 if self._released:
                     raise ClosedError(f"{self._own.segments[0].path}: this handle was released")
                 if self._own.pid != os.getpid():
-                    parent = {"parent_client_id": self._own.client_id}
-                    description = {**self._options.description, **parent}
-                    self._open(new_client_id(), description, self._own.reading)
+                    self._open(self._own.client_id, self._own.reading)
                     claim = None
                 try:
                     claim = self._own.claim(claim, 0.0 if interrupting else _HANDOVER_S)

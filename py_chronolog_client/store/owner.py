@@ -87,8 +87,9 @@ class Heartbeat:
 
     def watch(self, path: str | os.PathLike[str]) -> None:
         """Touch `path` from now on every interval; it has just been made or touched."""
-        with self._changed:
-            self._paths.add(os.path.abspath(path))
+        changed, paths = self._changed, self._paths  # a fork in here gives the child other ones
+        with changed:
+            paths.add(os.path.abspath(path))
             if self._thread is not None and self._thread.is_alive():
                 return
             thread = threading.Thread(target=self._run, name="chronolog-heartbeat", daemon=True)
@@ -101,10 +102,11 @@ class Heartbeat:
 
     def unwatch(self, path: str | os.PathLike[str]) -> None:
         """Leave `path` alone from now on."""
-        with self._changed:
-            self._paths.discard(os.path.abspath(path))
-            if not self._paths:
-                self._changed.notify_all()
+        changed, paths = self._changed, self._paths
+        with changed:
+            paths.discard(os.path.abspath(path))
+            if not paths:
+                changed.notify_all()
 
     def _run(self) -> None:
         changed = self._changed

@@ -38,12 +38,14 @@ class Segment:
 
     Attributes:
         path: its name.
-        descriptor: its descriptor, open for reading and writing.
+        descriptor: its descriptor, open for reading and writing; -1 when it is closed.
         start: offset behind its first block, the client record.
         number: 0 for `<client>.log`, then 1, 2, ...
         closed_ns: when the client left, if it has come back; no event is before that.
         deleted: whether it has been noticed that somebody has deleted the file.
     """
+
+    descriptor = -1
 
     def __init__(
         self, root: StoreRoot, path: Path, first_block: bytes, number: int = 0, *, returning: bool = False
@@ -226,8 +228,10 @@ class Segment:
                 os.unlink(self.path)
 
     def close(self) -> None:
-        """Close the file. Doing it twice is harmless."""
-        descriptor, self.descriptor = self.descriptor, -1  # its number may soon be another file's
+        """Close the file. Doing it twice is harmless, also where the second time interrupts the first."""
+        descriptor = vars(self).pop(
+            "descriptor", -1
+        )  # taken in one step: its number may soon be another file's
         if descriptor >= 0:
             os.close(descriptor)
 

@@ -1,6 +1,10 @@
 """After a fork the parent's events are the parent's, and the child is a client of its own, wherever the fork came."""
 
+import contextlib
+import faulthandler
+import itertools
 import json
+import multiprocessing
 import os
 import pathlib
 import pickle
@@ -9,6 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -20,21 +25,25 @@ from tests.store.opcodes import Interruption, Thrown, at
 from tests.store.programs import forked
 from tests.store.writing import CHRONICLE, STORY, acquire, check, connect, files, read, small
 from tests.support import processes
-from tests.support.counts import soak
-
-pytestmark = pytest.mark.soak
+from tests.support.counts import SOAKING, soak
 
 __all__ = ["small"]
 
 PROGRAM = pathlib.Path(forked.__file__)
+CHILD_TIMEOUT_S = 60
 
 # -- whole programs --
 
 
+LIVES = list(itertools.product(("fork", "multiprocessing"), ("return", "sys.exit", "os._exit", "SIGKILL")))
+CHILDREN = [(*life, "logs") for life in LIVES]
+SILENT_CHILDREN = [(*life, "silent") for life in LIVES]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("logging", ["logs", "silent"])
-@pytest.mark.parametrize("ending", ["return", "sys.exit", "os._exit", "SIGKILL"])
-@pytest.mark.parametrize("beginning", ["fork", "multiprocessing"])
+@pytest.mark.parametrize(
+    ("beginning", "ending", "logging"), [*CHILDREN, *(SILENT_CHILDREN if SOAKING else SILENT_CHILDREN[::5])]
+)
 def test_a_child_is_a_client_of_its_own(
     tmp_path: pathlib.Path, beginning: str, ending: str, logging: str
 ) -> None:
@@ -65,15 +74,51 @@ def test_a_child_is_a_client_of_its_own(
         assert client.DestroyStory(CHRONICLE, STORY) == 0, client.last_error
 
 
+@pytest.mark.slow
+def test_a_spawned_process_that_connects_is_a_client_like_any_other(tmp_path: pathlib.Path) -> None:
+    store = tmp_path / "store"
+    context = multiprocessing.get_context("spawn")
+    with connect(store) as client:
+        side = Side(acquire(client), "parent")
+        side.log(30)
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=spawned, args=(store, sender))
+        process.start()
+        sender.close()
+        assert receiver.poll(CHILD_TIMEOUT_S)
+        spawned_id, told = receiver.recv()
+        process.join(CHILD_TIMEOUT_S)
+        assert process.exitcode == 0
+        side.log(30)
+        check_client(store, side.handle.client_id, side.told)
+        check_client(store, spawned_id, told)
+        clients = client.clients(CHRONICLE, STORY)
+        assert clients.keys() == {side.handle.client_id, spawned_id}
+        assert "parent_client_id" not in clients[spawned_id]
+        assert clients[spawned_id]["pid"] == process.pid
+
+
+def spawned(store: pathlib.Path, answers: Connection) -> None:
+    with connect(store) as client:
+        answers.send(Side(acquire(client), "").more("spawned"))
+
+
 # -- in this process --
 
 
 class Fork:
-    """A child, and a pipe on which it reports how it ended."""
+    """A child, and a pipe on which it reports how it ended. A child that hangs shows where, and dies."""
 
     def __init__(self) -> None:
-        self._reads, self._writes = os.pipe()
+        self._reads, writes = os.pipe()
         self.pid = os.fork()
+        if self.pid:
+            os.close(writes)
+        else:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            faulthandler.register(signal.SIGALRM, file=sys.__stderr__, chain=True)
+            signal.alarm(CHILD_TIMEOUT_S)
+            self._writes = writes
 
     def end(self, work: Callable[[], object]) -> NoReturn:
         """Do the rest of the work, in the child; report its result, and end without any clean-up."""
@@ -83,12 +128,11 @@ class Fork:
                 pickle.dump(result, pipe)
             os._exit(0)
         except BaseException:
-            traceback.print_exc()
+            traceback.print_exc(file=sys.__stderr__)
             os._exit(1)
 
     def result(self) -> Any:
         """Wait, in the parent, for what the child has to say."""
-        os.close(self._writes)
         with os.fdopen(self._reads, "rb") as pipe:
             data = pipe.read()
         assert os.waitpid(self.pid, 0) == (self.pid, 0)
@@ -101,6 +145,18 @@ def in_child(work: Callable[[], object]) -> Fork:
     if not fork.pid:
         fork.end(work)
     return fork
+
+
+@contextlib.contextmanager
+def forking() -> Iterator[list[Fork]]:
+    """Yield where to note forks that come from anywhere in the block. A child must not leave it."""
+    forks: list[Fork] = []
+    try:
+        yield forks
+    finally:
+        if forks and not forks[-1].pid:
+            traceback.print_exc(file=sys.__stderr__)
+            os._exit(1)
 
 
 class Side:
@@ -126,11 +182,14 @@ class Side:
         return self.handle.client_id, self.told
 
 
-def check_client(store: pathlib.Path, client_id: int, told: list[tuple[int, bytes]], *others: bytes) -> None:
-    """Check that the events of a client are exactly what was told, and perhaps one of some others."""
-    found = [event for event in read(store) if event.client_id == client_id]
+def check_client(
+    store: pathlib.Path, client_id: int, told: list[tuple[int, bytes]], *others: bytes
+) -> list[tuple[int, bytes]]:
+    """Check that the events of a client are exactly what was told, and perhaps one of some others; return them."""
+    found = read(store, clients=[client_id])
     check(found, told, [record for _, record in told] + list(others))
     assert len(told) <= len(found) <= len(told) + 1
+    return [(event.time_ns, event.record) for event in found]
 
 
 @pytest.fixture
@@ -187,74 +246,91 @@ def test_a_child_counts_its_own_losses(store: pathlib.Path, client: Client) -> N
 
 
 @pytest.mark.slow
-def test_fork_while_threads_log(store: pathlib.Path, client: Client) -> None:
+@pytest.mark.parametrize("forker", ["main thread", "other thread"])
+def test_fork_while_threads_log(store: pathlib.Path, client: Client, forker: str) -> None:
     handle = acquire(client)
     sides = [Side(handle, f"thread {number}") for number in range(4)]
+    children: list[tuple[int, list[tuple[int, bytes]]]] = []
     stop = threading.Event()
 
     def work(side: Side) -> None:
         while not stop.is_set():
             side.log()
 
+    def fork() -> None:
+        try:
+            for number in range(soak(10, 300)):
+                own = Side(handle, f"forker {number}")
+                own.log(3)
+                sides.append(own)
+                children.append(in_child(lambda n=number: Side(handle, "").more(f"child {n}")).result())
+        finally:
+            stop.set()
+
     threads = [threading.Thread(target=work, args=(side,)) for side in sides]
+    if forker == "other thread":
+        threads.append(threading.Thread(target=fork))
     for thread in threads:
         thread.start()
-    children = []
-    for number in range(soak(20, 300)):
-        main = Side(handle, f"main {number}")
-        main.log(3)
-        sides.append(main)
-        children.append(in_child(lambda n=number: Side(handle, "").more(f"child {n}")).result())
-    stop.set()
+    if forker == "main thread":
+        fork()
     for thread in threads:
         thread.join()
-    own = [event for event in read(store) if event.client_id == handle.client_id]
-    check(own, [item for side in sides for item in side.told])
-    assert len(own) == sum(len(side.told) for side in sides)
+    assert len(children) == soak(10, 300)
+    told = [item for side in sides for item in side.told]
+    assert sorted(check_client(store, handle.client_id, told)) == sorted(told)
     for child in children:
-        check_client(store, *child)
+        assert check_client(store, *child) == child[1]
+    assert set(client.clients(CHRONICLE, STORY)) == {
+        handle.client_id,
+        *(child_id for child_id, _ in children),
+    }
 
 
 @pytest.mark.slow
 def test_fork_in_a_signal_handler(store: pathlib.Path, client: Client) -> None:
     side = Side(acquire(client), "parent")
-    children: list[Fork] = []
     forks_left = soak(30, 500)
+
+    def rearm() -> None:
+        # Once at a time, so that no handler interrupts another; and of processor time, which the time limit does not use.
+        signal.setitimer(signal.ITIMER_PROF, 0.001)
 
     def handler(number: int, frame: FrameType | None) -> None:
         nonlocal forks_left
-        if not forks_left:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            return
         forks_left -= 1
-        fork = Fork()
-        children.append(fork)
-        if not fork.pid:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        forks.append(Fork())
+        if forks[-1].pid and forks_left:
+            rearm()
 
-    before = signal.signal(signal.SIGALRM, handler)
+    before = signal.signal(signal.SIGPROF, handler)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
-        while forks_left:
-            side.log()
-            if children and not children[-1].pid:  # we are the child, back from an interrupted call
-                last = side.told[-1]
-                children[-1].end(lambda: (last, side.more("child")))
+        with forking() as forks:
+            rearm()
+            while forks_left or not forks[-1].pid:
+                side.log()
+                if forks and not forks[-1].pid:  # we are the child, back from an interrupted call
+                    last = side.told[-1]
+                    forks[-1].end(lambda: (last, side.more("child")))
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    check_client(store, side.handle.client_id, side.told)
-    for fork in children:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+    of_parent = set(check_client(store, side.handle.client_id, side.told))
+    for fork in forks:
         last, (child_id, told) = fork.result()
-        check_child(store, child_id, told, last)
+        check_child(store, of_parent, child_id, told, last)
 
 
 def check_child(
-    store: pathlib.Path, child_id: int, told: list[tuple[int, bytes]], interrupted: tuple[int, bytes]
+    store: pathlib.Path,
+    of_parent: set[tuple[int, bytes]],
+    child_id: int,
+    told: list[tuple[int, bytes]],
+    interrupted: tuple[int, bytes],
 ) -> None:
     """Check the events of a child that came out of an interrupted call; that event is the parent's or its own."""
-    check_client(store, child_id, told, interrupted[1])
-    assert interrupted in {(event.time_ns, event.record) for event in read(store)}
+    of_child = check_client(store, child_id, told, interrupted[1])
+    assert interrupted in of_parent.union(of_child)
 
 
 CALLS: dict[str, tuple[int, Callable[[Side], object]]] = {
@@ -273,28 +349,28 @@ def test_fork_at_every_bytecode(store: pathlib.Path, small: None, call: str) -> 
     prepared, operate = CALLS[call]
     with connect(store) as client:
         while True:
-            _, handle = client.AcquireStory(CHRONICLE, STORY)
-            assert handle is not None
-            side, forks = Side(handle, f"parent {number}"), []
+            side = Side(acquire(client), f"parent {number}")
             side.log(prepared)
-            with Interruption(lambda forks=forks: forks.append(Fork()), at(number)) as interruption:
-                operate(side)
-            if forks and not forks[0].pid:
-                forks[0].end(lambda side=side: (side.told[-1], after_fork(side, call, number)))
-            own_id = handle.client_id
+            with forking() as forks:
+                with Interruption(lambda forks=forks: forks.append(Fork()), at(number)) as interruption:
+                    operate(side)
+                if forks and not forks[0].pid:
+                    forks[0].end(lambda side=side: (side.told[-1], after_fork(side, call, number)))
+            own_id = side.handle.client_id
             if call != "close":
                 side.log(20)
             if forks:
                 last, (child_id, told) = forks[0].result()
-                check_client(store, own_id, side.told)
+                of_parent = set(check_client(store, own_id, side.told))
                 if told:
-                    check_child(store, child_id, told, last)
+                    check_child(store, of_parent, child_id, told, last)
             client.ReleaseStory(CHRONICLE, STORY)
             check_client(store, own_id, side.told)
             if not interruption.fired:
                 break
+            assert client.DestroyStory(CHRONICLE, STORY) == 0, client.last_error
             number += step
-        assert client.DestroyStory(CHRONICLE, STORY) == 0, client.last_error
+        assert number > 1
 
 
 def after_fork(side: Side, call: str, number: int) -> tuple[int, list[tuple[int, bytes]]]:
@@ -346,6 +422,8 @@ def interrupted_child(
     try:
         with interruption:
             time_ns = side.handle.log_event(interrupted.decode())
+        assert time_ns, (interruption.where, side.handle.statistics())
+        assert time_ns, (interruption.where, side.handle.statistics())
         side.told.append((time_ns, interrupted))
     except Thrown:
         pass

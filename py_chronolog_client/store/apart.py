@@ -1,0 +1,67 @@
+"""Doing something apart: in a thread of its own, so that neither an exception nor a fork comes into the middle of it.
+
+Python runs signal handlers in the main thread, and a forked child has only the thread that forked. So whatever
+a handler throws is thrown into a caller who waits, and a child that a handler forks is a copy of one who waits:
+what is done apart is done once, by one process, and to its end.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_POLL_S = 0.01
+
+
+def apart(action: Callable[[], T], undo: Callable[[T], object]) -> T | None:
+    """Run `action` in a thread of its own and return its result; in a child that was forked meanwhile, None.
+
+    Where no thread can be had (the interpreter is ending, a limit), it is run here.
+
+    Args:
+        action: what to do.
+        undo: gets the result if a signal handler throws something into this call, so that nobody takes it.
+
+    Raises:
+        Exception: what `action` has raised.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+    pid, done = os.getpid(), _thread.allocate_lock()
+    done.acquire()
+
+    def run() -> None:
+        try:
+            if os.getpid() == pid:  # otherwise a handler has forked just before the thread began
+                results.append(action())
+        except BaseException as error:  # noqa: BLE001 - it is raised in the caller
+            errors.append(error)
+        finally:
+            done.release()
+
+    def wait() -> bool:
+        while not done.acquire(timeout=_POLL_S):
+            if os.getpid() != pid:  # where nobody is who could release it
+                return False
+        return os.getpid() == pid
+
+    try:
+        try:
+            # Not `threading.Thread`: its `start` waits for the thread, in a child that is forked meanwhile for ever.
+            _thread.start_new_thread(run, ())
+        except RuntimeError:
+            run()
+        ended = wait()
+    except BaseException:
+        if wait() and results:
+            undo(results.pop())
+        raise
+    if not ended:
+        return None
+    if errors:
+        raise errors.pop()
+    return results[0]
