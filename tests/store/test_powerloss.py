@@ -236,20 +236,30 @@ def power_cut_problem() -> str | None:
     )
 
 
-def run_power_cuts(directory: pathlib.Path, cycles: int, seed: int) -> subprocess.CompletedProcess[str]:
-    argv = ["unshare", "--mount", sys.executable, str(PROGRAM), str(directory), str(cycles), str(seed)]
-    return processes.run(argv, timeout=60 + 5 * cycles)
+def run_power_cuts(
+    directory: pathlib.Path, cycles: int, seed: int, *defects: str
+) -> subprocess.CompletedProcess[str]:
+    arguments = map(str, (PROGRAM, directory, cycles, seed, *defects))
+    return processes.run(["unshare", "--mount", sys.executable, *arguments], timeout=60 + 5 * cycles)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.soak
 def test_real_power_cuts(tmp_path: pathlib.Path) -> None:
     """The ioctl that shuts a file system down drops everything that was not synced, as a power cut does."""
     if problem := power_cut_problem():
         pytest.skip(problem)
-    cycles = soak(2, 50)
+    cycles = soak(5, 50)
     done = run_power_cuts(tmp_path, cycles, SEED)
     assert done.returncode == 0, f"seed {SEED}: {processes.describe(done)}"
     assert done.stdout.count("promised") == cycles, done.stdout
     assert not pathlib.Path(tmp_path / "mounted" / "store").exists(), "the mount is private"
+
+
+@pytest.mark.slow
+def test_real_power_cuts_notice_that_nothing_is_synced(tmp_path: pathlib.Path) -> None:
+    if problem := power_cut_problem():
+        pytest.skip(problem)
+    done = run_power_cuts(tmp_path, 20, SEED, "nosync")
+    assert done.returncode != 0, done.stdout
+    assert "were promised" in done.stderr, f"seed {SEED}: {processes.describe(done)}"
