@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -46,6 +47,8 @@ class Appender(Writer):
 
     Thread safety: everything, from any thread, signal handler or forked child. In a child the events go to a
     client of its own.
+
+    Dropped without `close`, it is closed when the garbage collector finds it, with a ResourceWarning.
 
     Durability: an event whose `log_event` returned survives the death of its process. With durability "node"
     the events below the number that `flush` returned survive a power cut too.
@@ -127,6 +130,21 @@ class Appender(Writer):
             self._released = True
             self._own.let_go()
         self._closed = self._released = True
+
+    def __del__(self) -> None:
+        own = vars(self).get(
+            "_own"
+        )  # nothing was opened if it is not there; in a child the files are the parent's
+        if own is None or self._released or own.pid != os.getpid():
+            return
+        self.close("dropped")
+        warnings.warn(
+            f"a handle of client {own.client_id:016x} was dropped without ReleaseStory or Disconnect; its events are "
+            f"kept, and the story was released: {own.tail.path.parent}",
+            ResourceWarning,
+            source=self,
+            stacklevel=2,
+        )
 
     # -- opening and closing --
 

@@ -1,26 +1,22 @@
 """After a fork the parent's events are the parent's, and the child is a client of its own, wherever the fork came."""
 
-import contextlib
-import faulthandler
 import itertools
 import json
 import multiprocessing
-import os
 import pathlib
-import pickle
 import signal
 import sys
 import threading
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
-from py_chronolog_client.client import Client, StoryHandle
+from py_chronolog_client.client import Client
 from py_chronolog_client.store.appender import Appender
+from tests.store.forking import CALLS, CHILD_TIMEOUT_S, Fork, Side, forking, in_child
 from tests.store.opcodes import Interruption, Thrown, at
 from tests.store.programs import forked
 from tests.store.writing import CHRONICLE, STORY, acquire, check, connect, files, read, small
@@ -30,7 +26,6 @@ from tests.support.counts import SOAKING, soak
 __all__ = ["small"]
 
 PROGRAM = pathlib.Path(forked.__file__)
-CHILD_TIMEOUT_S = 60
 
 # -- whole programs --
 
@@ -104,82 +99,6 @@ def spawned(store: pathlib.Path, answers: Connection) -> None:
 
 
 # -- in this process --
-
-
-class Fork:
-    """A child, and a pipe on which it reports how it ended. A child that hangs shows where, and dies."""
-
-    def __init__(self) -> None:
-        self._reads, writes = os.pipe()
-        self.pid = os.fork()
-        if self.pid:
-            os.close(writes)
-        else:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            faulthandler.register(signal.SIGALRM, file=sys.__stderr__, chain=True)
-            signal.alarm(CHILD_TIMEOUT_S)
-            self._writes = writes
-
-    def end(self, work: Callable[[], object]) -> NoReturn:
-        """Do the rest of the work, in the child; report its result, and end without any clean-up."""
-        try:
-            result = work()
-            with os.fdopen(self._writes, "wb") as pipe:
-                pickle.dump(result, pipe)
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc(file=sys.__stderr__)
-            os._exit(1)
-
-    def result(self) -> Any:
-        """Wait, in the parent, for what the child has to say."""
-        with os.fdopen(self._reads, "rb") as pipe:
-            data = pipe.read()
-        assert os.waitpid(self.pid, 0) == (self.pid, 0)
-        return pickle.loads(data)
-
-
-def in_child(work: Callable[[], object]) -> Fork:
-    """Do `work` in a child."""
-    fork = Fork()
-    if not fork.pid:
-        fork.end(work)
-    return fork
-
-
-@contextlib.contextmanager
-def forking() -> Iterator[list[Fork]]:
-    """Yield where to note forks that come from anywhere in the block. A child must not leave it."""
-    forks: list[Fork] = []
-    try:
-        yield forks
-    finally:
-        if forks and not forks[-1].pid:
-            traceback.print_exc(file=sys.__stderr__)
-            os._exit(1)
-
-
-class Side:
-    """What one process logs through a handle."""
-
-    def __init__(self, handle: StoryHandle, name: str) -> None:
-        self.handle = handle
-        self.name = name
-        self.told: list[tuple[int, bytes]] = []
-
-    def log(self, count: int = 1) -> None:
-        for _ in range(count):
-            number = len(self.told)
-            record = f"{self.name} {number} ".encode() + b"x" * (number * 41 % 200)
-            time_ns = self.handle.log_event(record.decode())
-            assert time_ns
-            self.told.append((time_ns, record))
-
-    def more(self, name: str, count: int = 30) -> tuple[int, list[tuple[int, bytes]]]:
-        """Log under another name; return the client id and what was told."""
-        self.name, self.told = name, []
-        self.log(count)
-        return self.handle.client_id, self.told
 
 
 def check_client(
@@ -331,14 +250,6 @@ def check_child(
     """Check the events of a child that came out of an interrupted call; that event is the parent's or its own."""
     of_child = check_client(store, child_id, told, interrupted[1])
     assert interrupted in of_parent.union(of_child)
-
-
-CALLS: dict[str, tuple[int, Callable[[Side], object]]] = {
-    "append": (3, Side.log),
-    "append that rolls": (16, Side.log),
-    "flush": (5, lambda side: side.handle.flush()),
-    "close": (5, lambda side: side.handle._writer.close()),
-}
 
 
 @pytest.mark.slow

@@ -136,8 +136,16 @@ def killed_at(store: pathlib.Path, call: str, when: int) -> bool:
     """Kill the program at a system call, and check what is left; return whether it got that far."""
     data_path = store.with_suffix(".notes")
     descriptor = os.open(data_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    code = "import os, runpy, sys; sys.argv[4] = str(os.open(sys.argv[4], os.O_WRONLY | os.O_APPEND)); "
-    code += f"runpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
+    code = f"""if True:
+        import _thread, os, runpy, sys
+
+        def no_thread(*_):  # strace counts the calls of each thread on its own, so there is to be only one
+            raise RuntimeError
+
+        _thread.start_new_thread = no_thread
+        sys.argv[4] = str(os.open(sys.argv[4], os.O_WRONLY | os.O_APPEND))
+        runpy.run_path({str(PROGRAM)!r}, run_name='__main__')
+    """
     os.close(descriptor)
     done = run_injected(f"{call}:signal=SIGKILL:when={when}", "-c", code, store, SEED, COUNT, data_path)
     if done.returncode == 0:
