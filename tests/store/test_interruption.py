@@ -295,6 +295,20 @@ def test_what_is_there_at_every_bytecode_is_whole(engine: EmbeddedEngine, operat
 
 
 @pytest.mark.slow
+def test_a_batch_is_seen_whole_or_not_at_all(engine: EmbeddedEngine) -> None:
+    subject, seen = Subject(engine), []
+    subject.log()
+    number = subject.writer.client_id
+    with Interruption(
+        lambda: seen.append(len(read(engine, clients=[number]))), lambda count: count % soak(3, 1) == 0
+    ):
+        subject.log_batch(5)
+    assert set(seen) == {1, 6}
+    assert seen == sorted(seen)
+    subject.close()
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(soak(120, 3600))
 def test_interrupted_again_and_again(engine: EmbeddedEngine) -> None:
     random = seeded("again and again")
