@@ -13,6 +13,7 @@ import functools
 import getpass
 import logging
 import os
+import queue
 import secrets
 import socket
 import sys
@@ -72,7 +73,8 @@ class Heartbeat:
     There is one for each process, `heartbeat`. It has a thread while it has something to watch. A forked
     child starts with nothing to watch.
 
-    Thread safety: everything, also from a signal handler. Nothing here ever raises.
+    Thread safety: everything, also from a signal handler. Nothing here ever raises, and nothing is ever locked: what a
+    handler throws into the middle of something would leave a lock to nobody.
     """
 
     def __init__(self, interval_s: float = HEARTBEAT_S) -> None:
@@ -81,45 +83,53 @@ class Heartbeat:
         os.register_at_fork(after_in_child=self._start_over)
 
     def _start_over(self) -> None:
-        self._changed = threading.Condition()  # on an RLock: a signal handler may interrupt its holder
-        self._paths: set[str] = set()
+        self._paths: dict[str, None] = {}
+        self._emptied: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def watch(self, path: str | os.PathLike[str]) -> None:
         """Touch `path` from now on every interval; it has just been made or touched."""
-        changed, paths = self._changed, self._paths  # a fork in here gives the child other ones
-        with changed:
-            paths.add(os.path.abspath(path))
-            if self._thread is not None and self._thread.is_alive():
-                return
-            thread = threading.Thread(target=self._run, name="chronolog-heartbeat", daemon=True)
-            self._thread = thread
-            try:
-                thread.start()
-            except RuntimeError as error:  # no more threads, or the interpreter is ending
-                self._thread = None
-                _log.warning("no heartbeat, so other hosts may take this process for dead: %s", error)
+        paths, emptied = self._paths, self._emptied  # a fork in here gives the child other ones
+        paths[os.path.abspath(path)] = None
+        if self._thread is not None and self._thread.is_alive():
+            return
+        thread = threading.Thread(
+            target=self._run, args=(paths, emptied), name="chronolog-heartbeat", daemon=True
+        )
+        self._thread = thread
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more threads, or the interpreter is ending
+            self._thread = None
+            _log.warning("no heartbeat, so other hosts may take this process for dead: %s", error)
 
     def unwatch(self, path: str | os.PathLike[str]) -> None:
         """Leave `path` alone from now on."""
-        changed, paths = self._changed, self._paths
-        with changed:
-            paths.discard(os.path.abspath(path))
-            if not paths:
-                changed.notify_all()
+        paths, emptied = self._paths, self._emptied
+        paths.pop(os.path.abspath(path), None)
+        if not paths:
+            emptied.put(None)
 
-    def _run(self) -> None:
-        changed = self._changed
+    def _run(self, paths: dict[str, None], emptied: queue.SimpleQueue[None]) -> None:
+        """Touch the paths until there are none, or another thread has taken over.
+
+        `watch` adds a path and then looks for a thread; this says that there is none and then looks for paths. So one
+        of the two sees the other.
+        """
+        own = threading.current_thread()
         next_s = time.monotonic() + self._interval_s
-        while True:
-            with changed:
-                while self._paths and (left_s := next_s - time.monotonic()) > 0:
-                    changed.wait(left_s)
-                if not self._paths:
-                    self._thread = None
+        while self._thread is own:
+            if not paths:
+                self._thread = None
+                if not paths:
                     return
-                paths = tuple(self._paths)
-            for path in paths:
+                self._thread = own
+            left_s = next_s - time.monotonic()
+            if left_s > 0:
+                with suppress(queue.Empty):
+                    emptied.get(timeout=left_s)
+                continue
+            for path in list(paths):
                 try:
                     os.utime(path)
                 except FileNotFoundError:
