@@ -219,8 +219,8 @@ WRITING = [
     Defect(
         "closing leaves the tail",
         Appender._say_goodbye,
-        "own.tail.remove()",
-        "pass",
+        "else:\n    own.tail.remove()",
+        "",
         interrupted("close", "looks"),
     ),
     Defect(
@@ -374,8 +374,8 @@ READING = [
     Defect(
         "the tail of another boot is believed",
         tailcopy.copy_tail,
-        'disbelieved = header.boot_id != owner.boot_id() and os.environ.get(TRUST_VARIABLE) != "1"',
-        "disbelieved = False",
+        "is_original = header.boot_id == owner.boot_id() and inode in (0, status.st_ino % 2**64)",
+        "is_original = True",
         a_test(test_powerloss.test_a_tail_of_another_boot_is_counted_and_left_out),
     ),
     Defect(
