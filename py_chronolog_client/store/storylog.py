@@ -10,6 +10,7 @@ threads: the checksums and the reads release the GIL.
 from __future__ import annotations
 
 import heapq
+import mmap
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ PAGE_EVENTS = 2**18
 
 _WORKERS = 4
 _AHEAD = 8
+_WORKER_BYTES = 2**25
 
 
 class StoryLog:
@@ -185,6 +187,7 @@ class _Loader:
         self._load = _checked_times if verify else _times
         # Only checking is worth a thread: it releases the GIL for long.
         workers = min(len(os.sched_getaffinity(0)), _WORKERS) if verify and len(stretches) > 1 else 0
+        workers = workers if _have_room_for(workers) else 0
         self._pool = ThreadPoolExecutor(workers, "chronolog-scan") if workers > 1 else None
 
     def __enter__(self) -> _Loader:
@@ -210,6 +213,15 @@ class _Loader:
             self._report.caught(error)
             self._report.missing += stretch.end_sequence - stretch.first_sequence
             return np.empty(0, np.uint64)
+
+
+def _have_room_for(workers: int) -> bool:
+    """Tell whether threads may be started. A thread that finds no memory at its start never comes up, and is waited for."""
+    try:
+        mmap.mmap(-1, max(1, workers * _WORKER_BYTES), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _times(stretch: Stretch) -> U64:
