@@ -20,6 +20,14 @@ TEMPORARY = ".tmp-"
 
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 _NOT_ALLOWED = frozenset({errno.EPERM, errno.EACCES, errno.EROFS})
+_MORE_ROOM = "make room there, or use a directory on another file system"
+_REMEDIES = {
+    errno.ENOSPC: _MORE_ROOM,
+    errno.EDQUOT: _MORE_ROOM,
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n), or release stories",
+    errno.ENFILE: "too many files are open on this machine",
+}
 
 
 @contextmanager
@@ -38,8 +46,10 @@ def os_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except ChronoLogError:
         raise
     except OSError as error:
-        about = error.filename if isinstance(error.filename, str) else os.fspath(path)
-        reason = error.strerror or str(error)
+        named = isinstance(error.filename, str) and os.path.isabs(error.filename)
+        about = error.filename if named else os.fspath(path)
+        remedy = _REMEDIES.get(error.errno or 0)
+        reason = (error.strerror or str(error)) + (f": {remedy}" if remedy else "")
         if error.errno in _NOT_ALLOWED:
             raise NotAuthorizedError(
                 f"{about}: {reason}: ask the owner of the store for access (CHRONOLOG_MODE sets who has it "
@@ -88,13 +98,18 @@ def make_directory(path: str | os.PathLike[str], mode: int) -> None:
         OSError: as mkdir(2).
     """
     os.mkdir(path, mode & 0o777)
-    # Through a descriptor: somebody who may write here could swap the name for a link to a directory of ours.
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
-            os.fchmod(descriptor, mode)
-    finally:
-        os.close(descriptor)
+        # Through a descriptor: somebody who may write here could swap the name for a link to a directory of ours.
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
+                os.fchmod(descriptor, mode)
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        with suppress(OSError):
+            os.rmdir(path)
+        raise
 
 
 def write_file(path: str | os.PathLike[str], data: bytes, mode: int, *, sync: bool = False) -> None:
@@ -159,7 +174,7 @@ def publish_file(path: Path, data: bytes, mode: int, *, sync: bool = False) -> b
             sync_directory(path.parent)
         return True
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             os.unlink(making)
 
 

@@ -67,7 +67,9 @@ def _open(path: str) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == hard:
         raise StoreError(
-            path, f"too many open files: a story needs one for each client, the limit is {hard} (ulimit -n)"
+            path,
+            "too many open files: a replay opens one for each client of the story, and the limit is "
+            f"{hard}: raise it (ulimit -n)",
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return os.open(path, flags)

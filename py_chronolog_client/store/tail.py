@@ -36,7 +36,7 @@ from pathlib import Path
 
 from py_chronolog_client.clock import ClockModel
 from py_chronolog_client.errors import InvalidArgumentError
-from py_chronolog_client.store.files import appear
+from py_chronolog_client.store.files import appear, temporary_beside
 from py_chronolog_client.store.format import (
     TAIL_CLOSED,
     TAIL_FILE_OFFSET,
@@ -190,7 +190,7 @@ class Tail:
         self.layout = layout
         self.path = path
         self._real_path = path if directory is None else directory / f"{path.parent.name}-{path.name}"
-        making = self._real_path.with_name(f".{self._real_path.name}")
+        making = temporary_beside(self._real_path)
         descriptor = root.create_file(making, os.O_RDWR)
         try:
             reserve(descriptor, layout.tail_bytes)
@@ -201,17 +201,25 @@ class Tail:
             self.mapping = mmap.mmap(descriptor, layout.tail_bytes)
             appear(making, self._real_path)
             if directory is not None:
-                os.symlink(self._real_path, path)
+                self._link_from(path)
         except FileExistsError:
             raise InvalidArgumentError(
                 f"{path}: the tail of this client still holds events: take a new client id"
             ) from None
         finally:
             os.close(descriptor)
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # it is harmless under this name
                 os.unlink(making)
         self._no_ends = bytes(8 * layout.capacity)
         self._known = (-1, 0)
+
+    def _link_from(self, path: Path) -> None:
+        try:
+            os.symlink(self._real_path, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(self._real_path)
+            raise
 
     def base(self, epoch: Epoch) -> int:
         """Return the sequence number of slot 0."""
