@@ -101,6 +101,8 @@ class Appender(Writer):
                 logger.warning(
                     "%s: flush failed, the events stay in the tail: %s", self._own.tail.path, error
                 )
+            if self._is_orphan():
+                return 0
         return self._own.first_sequence + self.statistics().acknowledged
 
     def use_clock(self, clock: Clock) -> None:
@@ -115,6 +117,10 @@ class Appender(Writer):
             next_sequence = self._transact(Journal.count)
         except ClosedError:
             next_sequence = self._own.next_sequence
+        except OSError as error:
+            if not (is_own(error) and self._is_orphan()):
+                raise
+            return WriterStatistics(0, 0, self._losses.by_reason())
         acknowledged = next_sequence if self._options.durability == "process" else self._own.acknowledged
         first, lost = self._own.first_sequence, self._losses.by_reason()
         if any(segment.deleted for segment in self._own.segments):
@@ -184,6 +190,7 @@ class Appender(Writer):
             self._flush(own, claim)
             own.next_sequence = own.count(claim)
             own.write_goodbye(reason, self._losses.by_reason(), durable=self._options.durability == "node")
+            own.tail.remove()
         except OSError as error:
             if not is_own(error):
                 raise
@@ -191,10 +198,8 @@ class Appender(Writer):
             if error.errno == errno.ESTALE:  # of which the segment has told
                 own.tail.remove()
                 return 0
-            logger.warning("%s: closed, but the last events stay in the tail: %s", own.tail.path, error)
+            logger.warning("%s: closed, but this tail stays, with the last events: %s", own.tail.path, error)
             own.tail.mark_closed(claim.epoch)
-        else:
-            own.tail.remove()
         return 0
 
     def after_fork_in_child(self) -> None:
@@ -253,6 +258,7 @@ class Appender(Writer):
 
     def _flush(self, own: Journal, claim: Claim) -> int:
         """Move the tail to a block and, for durability "node", bring it to the device."""
+        own.ask_again()
         own.roll(claim)
         if self._options.durability == "node":
             own.sync()
@@ -291,6 +297,10 @@ class Appender(Writer):
         finally:
             if polite:
                 queue.release()
+
+    def _is_orphan(self) -> bool:
+        """Tell whether this is a forked child that found no room for a client of its own, and has stored nothing."""
+        return self._own.pid != os.getpid()
 
     def _is_in_vain(self, error: BaseException) -> bool:
         """Tell whether an operation failed because its files were closed meanwhile."""

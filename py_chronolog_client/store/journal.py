@@ -229,6 +229,7 @@ class Journal:
 
     def _put_block(self, epoch: Epoch, payload: bytes, sizes_bytes: Sequence[int]) -> int:
         """Store a batch as a block of its own, behind an empty tail."""
+        self._be_patient()
         time_ns = self.now()
         times, ends = array("Q", [time_ns]) * len(sizes_bytes), array("Q", accumulate(sizes_bytes))
         columns = memoryview(times), memoryview(ends), memoryview(payload)
@@ -245,6 +246,10 @@ class Journal:
                 raise
         return time_ns
 
+    def ask_again(self) -> None:
+        """Let the next block go to the file system, even if it has just refused one."""
+        self._retry_at_ns = 0
+
     def roll(self, claim: Claim) -> None:
         """Move the tail's events to a block and recycle the tail.
 
@@ -256,6 +261,7 @@ class Journal:
         if not slot:
             self._progress().segment.require_name()
             return
+        self._be_patient()
         with self.pen() as pen:
             assert pen.stored is not None
             done = pen.stored.sequence - base
@@ -267,6 +273,11 @@ class Journal:
         claim.slot = 0
         tail.recycle(epoch, base + slot, self.reading.model)
 
+    def _be_patient(self) -> None:
+        """Refuse a block that the file system would refuse again, before anything costly is done for it."""
+        if time.monotonic_ns() < self._retry_at_ns:
+            raise OSError(self._refused_errno, os.strerror(self._refused_errno))
+
     def _write(
         self,
         pen: Pen,
@@ -276,9 +287,7 @@ class Journal:
         origin: int,
         tokens: Sequence[memoryview] = (),
     ) -> None:
-        """Write a block, unless the file system has just refused one."""
-        if time.monotonic_ns() < self._retry_at_ns:
-            raise OSError(self._refused_errno, os.strerror(self._refused_errno))
+        """Write a block."""
         try:
             pen.write(self.client_id, times, ends, payload, origin, self.reading.model, tokens)
         except OSError as error:
@@ -317,6 +326,7 @@ class Journal:
             segment, offset = successor
             self.segments.append(segment)
             pen.stored = Stored(sequence, segment, offset)
+            segment.sync(offset)
         self.acknowledged = max(self.acknowledged, sequence)
         return True
 

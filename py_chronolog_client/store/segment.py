@@ -93,7 +93,7 @@ class Segment:
             self.close()
             raise
         finally:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # it is harmless under this name
                 os.unlink(making)
 
     def _go_on(self) -> None:
@@ -172,7 +172,9 @@ class Segment:
         self._synced = end
 
     def successor(self, end: int, is_wanted: Callable[[], bool]) -> tuple[Segment, int] | None:
-        """Make the next segment, with the blocks of this one from the last good sync up to `end`, and sync it.
+        """Make the next segment, with the blocks of this one from the last good sync up to `end`.
+
+        Durability: its bytes are on the device, its name is after `sync`.
 
         Args:
             end: offset behind the last block.
@@ -214,9 +216,9 @@ class Segment:
                 number += 1
                 continue
             self._first_path, self.path, self.number = first_path, path, number
-            with suppress(FileNotFoundError):
+            self._synced = 0  # its new name is not on the device yet
+            with suppress(OSError):
                 os.unlink(making)
-            sync_directory(path.parent)
             return True
         return False
 
@@ -224,7 +226,7 @@ class Segment:
         """Give up a file that never came into use: delete it, if it was made here."""
         self.close()
         if self._is_new:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 os.unlink(self.path)
 
     def close(self) -> None:
@@ -241,14 +243,20 @@ def _numbered(path: Path, number: int) -> Path:
 
 
 def write_whole(descriptor: int, pieces: Sequence[bytes | bytearray | memoryview], offset: int) -> int:
-    """Write `pieces` one after another at `offset` in one system call; return their size.
+    """Write `pieces` one after another at `offset`; return their size.
+
+    A file system may take less than it was given because a signal came, or because it is full. Only in the
+    second case does the same call not get further when it is made again, from the beginning.
 
     Raises:
         OSError: the file system took less. What it took is no whole block and is written over later.
     """
     size_bytes = sum(memoryview(piece).nbytes for piece in pieces)
-    if os.pwritev(descriptor, pieces, offset) < size_bytes:
-        limit_bytes = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        reason = errno.EFBIG if 0 <= limit_bytes < offset + size_bytes else errno.ENOSPC
-        raise OSError(reason, os.strerror(reason))
+    taken_bytes = -1
+    while (now_bytes := os.pwritev(descriptor, pieces, offset)) < size_bytes:
+        if now_bytes <= taken_bytes:
+            limit_bytes = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+            reason = errno.EFBIG if 0 <= limit_bytes < offset + size_bytes else errno.ENOSPC
+            raise OSError(reason, os.strerror(reason))
+        taken_bytes = now_bytes
     return size_bytes
