@@ -22,7 +22,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from chronolog_hpc.bench.phases import ROUND_BYTES, batches
+from chronolog_hpc.bench.phases import ROUND_BYTES, batches, require_stored
+from chronolog_hpc.bench.ranks import RunError
 from chronolog_hpc.bench.spec import BASELINE_BATCH
 from chronolog_hpc.bench.workspace import CHRONICLE
 from chronolog_hpc.session import open_story
@@ -135,6 +136,7 @@ def _measure(ranks: Ranks, work: Workspace, name: str, pool: Sequence[str], even
         call: Callable[[Any], int] = story.log_event if name == "log_event" else story.log_events
         seconds = _timed(ranks, call, turns, story.flush)
         own = story.story
+    require_stored(ranks, story, f"comparison of {name}", work)
     work.destroy_scratch_story(own)
     return seconds
 
@@ -142,12 +144,16 @@ def _measure(ranks: Ranks, work: Workspace, name: str, pool: Sequence[str], even
 def _timed(
     ranks: Ranks, call: Callable[[Any], object], turns: Sequence[Sequence[Any]], end: Callable[[], object]
 ) -> float:
+    problem = None
     ranks.barrier()
     start_ns = time.perf_counter_ns()
-    for turn in turns:
-        for argument in turn:
-            call(argument)
-    end()
+    try:
+        for turn in turns:
+            for argument in turn:
+                call(argument)
+        end()
+    except OSError as error:  # of the plain file
+        problem = f"the plain file to compare with: {error.strerror}: make room, or leave it out (--baseline-rounds 0)"
     seconds = (time.perf_counter_ns() - start_ns) * 1e-9
-    ranks.barrier()
+    ranks.agree(problem, RunError)
     return seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ def run(spec: Spec, comm: MPI.Comm | None, command: str = "") -> int:
 
     Raises:
         SpecError: on all ranks, if it cannot be done as asked.
+        RunError: on all ranks, if it was begun and cannot go on.
     """
     ranks = Ranks(comm)
     progress = Progress(enabled=ranks.first)
@@ -53,12 +55,22 @@ def run(spec: Spec, comm: MPI.Comm | None, command: str = "") -> int:
     try:
         with workspace(ranks, spec.store) as work:
             result, verdict = _measure(ranks, spec, work, records, progress, command)
+            refused = _refused(result, work)
     finally:
         progress.clear()
     code = DONE if verdict.good else NOT_VERIFIED
-    if ranks.first and _report(spec, result, verdict):
+    if ranks.first and _report(spec, result, [*refused, *verdict.examples]) and verdict.good:
         code = FAILED
     return ranks.from_first(code)
+
+
+def _refused(result: dict[str, Any], work: Workspace) -> list[str]:
+    """Return a sentence on the events that the store did not take, if there are any."""
+    lost: Counter[str] = Counter()
+    for entry in result["write"]["per_rank"]:
+        lost.update(entry["lost"])
+    sentence = phases.refusal(lost, "write phase", work)
+    return [] if sentence is None else [sentence]
 
 
 def _check_json_path(ranks: Ranks, spec: Spec) -> None:
@@ -105,8 +117,8 @@ def _too_much(ranks: Ranks, spec: Spec, records: Records) -> str | None:
     return None
 
 
-def _report(spec: Spec, result: dict[str, Any], verdict: Verdict) -> bool:
-    """Write file and report; return whether anything has failed that the verification has not."""
+def _report(spec: Spec, result: dict[str, Any], remarks: list[str]) -> bool:
+    """Write file, report and remarks; return whether file or report could not be written."""
     problems = []
     if spec.json is not None:
         try:
@@ -116,9 +128,9 @@ def _report(spec: Spec, result: dict[str, Any], verdict: Verdict) -> bool:
     problem = streams.publish(f"{report.text(result)}\n")
     if problem is not None:
         problems.append(problem)
-    for sentence in filter(None, [*verdict.examples, *problems]):
+    for sentence in filter(None, [*remarks, *problems]):
         streams.complain(f"chronolog bench: {sentence}")
-    return bool(problems) and verdict.good
+    return bool(problems)
 
 
 def _measure(

@@ -25,7 +25,8 @@ from __future__ import annotations
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,7 +34,7 @@ import numpy as np
 
 from chronolog_hpc.bench.environment import memory_bytes
 from chronolog_hpc.bench.histogram import Histogram
-from chronolog_hpc.bench.ranks import this_process
+from chronolog_hpc.bench.ranks import RunError, this_process
 from chronolog_hpc.bench.spec import StoryMode
 from chronolog_hpc.bench.workspace import CHRONICLE
 from chronolog_hpc.replay import replay_story
@@ -73,17 +74,24 @@ class TimesFile:
         """Let go of the file, and with it of its content."""
         self._file.close()
 
-    def append(self, times: array[int], repeated: Sequence[int] | None = None) -> None:
-        """Add times; with `repeated`, each as often as that says."""
+    def append(self, times: array[int], repeated: Sequence[int] | None = None) -> str | None:
+        """Add times; with `repeated`, each as often as that says. Return why that was not possible, or None."""
         column = np.frombuffer(times, np.uint64)
         if repeated is not None:
             column = np.repeat(column, repeated)
-        self._file.write(column.tobytes())
+        try:
+            self._file.write(column.tobytes())
+            self._file.flush()
+        except OSError as error:
+            return (
+                f"{tempfile.gettempdir()}: {error.strerror}: make room there for 8 bytes per event, or set TMPDIR "
+                "to a larger directory"
+            )
         self._count += len(column)
+        return None
 
     def read(self) -> npt.NDArray[np.uint64]:
         """Return all times as one array, uint64, shape (n,), mapped and not read."""
-        self._file.flush()
         return np.memmap(self._file, np.uint64, "r", shape=(self._count,))
 
 
@@ -122,6 +130,29 @@ def elapsed_s(ranks: Ranks, span: Span) -> float:
     return max(end - start for start, end in spans) * 1e-9
 
 
+def refusal(lost: Mapping[str, int], what: str, work: Workspace) -> str | None:
+    """Return the sentence about events that were refused; None if none was."""
+    if not lost:
+        return None
+    reasons = ", ".join(f"{reason} {count}" for reason, count in lost.items())
+    return (
+        f"{sum(lost.values())} events of the {what} could not be stored ({reasons}): make room in "
+        f"{work.scratch.parent}, or name a directory on a larger file system with --store"
+    )
+
+
+def require_stored(ranks: Ranks, story: RankStory, what: str, work: Workspace) -> None:
+    """Go on if every event of all ranks was stored: what refusals cost is no figure.
+
+    Collective: over the ranks; synchronises.
+
+    Raises:
+        RunError: on all ranks.
+    """
+    lost = ranks.sum(Counter(story.statistics().lost))
+    ranks.agree(refusal(lost, what, work), RunError)
+
+
 def warm_up(ranks: Ranks, work: Workspace, records: Records) -> None:
     """Open, log, replay and remove a little, so that no measured phase does anything for the first time.
 
@@ -131,6 +162,7 @@ def warm_up(ranks: Ranks, work: Workspace, records: Records) -> None:
     with open_story(ranks.comm, CHRONICLE, "warm-up", store=work.scratch_store) as story:
         for record in records.texts(ranks.rank, range(count)):
             story.log_event(record)
+    require_stored(ranks, story, "warm-up", work)
     for _ in replay_story(ranks.comm, CHRONICLE, "warm-up", store=work.scratch_store):
         pass
     ranks.barrier()
@@ -156,7 +188,7 @@ def write(
             own_ns += span[1] - span[0]
             memory.append(memory_bytes())
             sizes = None if spec.batch == 1 else [len(batch) for batch in batches(texts, spec.batch)]
-            times.append(returned, sizes)
+            ranks.agree(times.append(returned, sizes), RunError)
             del texts, returned  # before the next round makes its own
             progress.say("write", numbers.stop, spec.events)
         statistics = story.statistics()
@@ -225,6 +257,7 @@ def latency(ranks: Ranks, spec: Spec, work: Workspace, records: Records) -> tupl
                 keep(clock() - start_ns)
         ranks.barrier()
         own = story.story
+    require_stored(ranks, story, "latency pass", work)
     if per_rank_story or ranks.first:
         work.destroy_scratch_story(own)
     histogram = Histogram()

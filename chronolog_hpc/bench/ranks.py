@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from chronolog_hpc.bench.spec import SpecError
+from chronolog_hpc.clientlib import ChronoLogError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -21,6 +22,12 @@ T = TypeVar("T")
 
 _FIRST_NAP_S = 20e-6
 _LONGEST_NAP_S = 500e-6
+
+
+class RunError(ChronoLogError):
+    """A run that was begun and cannot go on; raised on all ranks. Its sentence says what to do."""
+
+    another_rank_tells = False
 
 
 class Ranks:
@@ -96,15 +103,15 @@ class Ranks:
         received: list[T] = self.comm.alltoall(values)
         return received
 
-    def agree(self, problem: str | None) -> None:
+    def agree(self, problem: str | None, kind: type[Exception] = SpecError) -> None:
         """Go on if no rank has a problem.
 
         Raises:
-            SpecError: on all ranks, with the problem of the first that has one.
+            Exception: of this kind, on all ranks, with the problem of the first that has one.
         """
         problems = [found for found in self.all(problem) if found is not None]
         if problems:
-            raise SpecError(problems[0])
+            raise kind(problems[0])
 
     def describe_rank(self, rank: int) -> str:
         """Return a rank's number and host, for a message."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 import sys
@@ -87,6 +88,8 @@ def prepare(args: argparse.Namespace) -> Job:
     spec = _spec(args)
     from chronolog_hpc.bench.job import run
 
+    # What the client logs as an error is raised as well, and told below.
+    logging.getLogger("py_chronolog_client").addFilter(lambda record: record.levelno < logging.ERROR)
     command = shlex.join(["chronolog", *sys.argv[1:]])
     return lambda comm: run(spec, comm, command)
 

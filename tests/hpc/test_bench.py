@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pty
+import re
 import secrets
 import signal
 import subprocess
@@ -398,6 +399,72 @@ def test_a_full_disk_is_a_failed_verification(places: Path, tmp_path: Path) -> N
     assert "log_event refused" in done.stderr
     assert "VERIFICATION FAILED: 100000 expected" in done.stdout
     assert "0 duplicated, 0 out of order, 0 corrupted" in done.stdout
+    lost = re.search(
+        r"chronolog bench: (\d+) events of the write phase could not be stored \(ENOSPC (\d+)\)", done.stderr
+    )
+    assert lost is not None, done.stderr
+    assert lost[1] == lost[2]
+    assert f" {lost[1]} missing" in done.stdout
+
+
+def bench_on_a_small_disk(
+    directory: Path, size_bytes: int, ranks: int, *options: object, temporary: Path | None = None
+) -> str:
+    """Run `chronolog bench` where it finds no room, and return the one sentence that it says."""
+    disk = directory / "disk"
+    disk.mkdir()
+    argv = [*argv_for(ranks), "-m", "chronolog_hpc", "bench", *map(str, options)]
+    program = f"import os; os.execvp({argv[0]!r}, {argv!r})"
+    env = {"TMPDIR": str(temporary or disk)}
+    done = namespaces.run_in_tmpfs(disk, size_bytes, "-c", program, env=env, check=False)
+    assert done.returncode == 1, processes.describe(done)
+    assert "Traceback" not in done.stderr
+    (sentence,) = (line for line in done.stderr.splitlines() if line.startswith("chronolog bench: "))
+    return sentence
+
+
+MIB = 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "size_bytes", "rounds", "sentence"),
+    [
+        (0, MIB // 2, 0, "No space left on device: make room there"),
+        (2, 2 * MIB, 0, "rank 1 on .*: No space left on device: make room there"),
+        (
+            0,
+            6 * MIB,
+            0,
+            r"[0-9]+ events of the latency pass could not be stored \(ENOSPC [0-9]+\): make room",
+        ),
+        (
+            2,
+            12 * MIB,
+            0,
+            r"[0-9]+ events of the latency pass could not be stored \(ENOSPC [0-9]+\): make room",
+        ),
+        (
+            2,
+            24 * MIB,
+            1,
+            r"[0-9]+ events of the comparison of log_events? could not be stored \(ENOSPC [0-9]+\)",
+        ),
+    ],
+)
+def test_a_disk_without_room(
+    places: Path, tmp_path: Path, ranks: int, size_bytes: int, rounds: int, sentence: str
+) -> None:
+    options = ("--events", 300_000, "--baseline-rounds", rounds, "--store", tmp_path / "disk" / "store")
+    assert re.search(sentence, bench_on_a_small_disk(tmp_path, size_bytes, ranks, *options, temporary=places))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_no_room_for_the_times_that_are_checked(tmp_path: Path, ranks: int) -> None:
+    options = ("--events", 50_000, "--baseline-rounds", 0, "--store", tmp_path / "store")
+    sentence = bench_on_a_small_disk(tmp_path, MIB // 16, ranks, *options)
+    assert f"{tmp_path / 'disk'}: No space left on device: make room there for 8 bytes per event" in sentence
 
 
 # -- progress ------------------------------------------------------------------------------------------------
