@@ -219,8 +219,9 @@ WRITING = [
     Defect(
         "closing leaves the tail",
         Appender._say_goodbye,
-        "else:\n    own.tail.remove()",
-        "",
+        """own.write_goodbye(reason, self._losses.by_reason(), durable=self._options.durability == "node")
+        own.tail.remove()""",
+        'own.write_goodbye(reason, self._losses.by_reason(), durable=self._options.durability == "node")',
         interrupted("close", "looks"),
     ),
     Defect(
