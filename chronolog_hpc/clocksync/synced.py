@@ -91,6 +91,7 @@ class SyncedClock:
     Thread safety: `now`, `window`, `correct` and `reading` from any thread.
 
     Attributes:
+        team: the ranks.
         now: returns the time on the common time line, ns since 1970 UTC; never decreases. A closure: it is called often.
         models: of this rank's clock, one for each synchronisation.
         knots: likewise.
@@ -123,9 +124,9 @@ class SyncedClock:
         self.effort = effort or Effort()
         self.models: list[ClockModel] = []
         self.knots: list[Knot] = []
-        self._team = Team(comm)
+        self.team = Team(comm)
         self._started = Health.now()
-        self.origin_ns = self._team.bcast(offset_to_utc(self.source.read)[1])
+        self.origin_ns = self.team.bcast(offset_to_utc(self.source.read)[1])
         self._group(share)
         self.now, self._steer = _online(self.source.read)
         self.hlc = HybridClock(self.now)
@@ -134,7 +135,7 @@ class SyncedClock:
 
     def _group(self, share: bool) -> None:
         """Find the leaders, and give them and each leader's group a communicator."""
-        team = self._team
+        team = self.team
         told = team.allgather(
             (self.source.identity if share else str(team.rank), socket.gethostname(), _cores())
         )
@@ -154,7 +155,7 @@ class SyncedClock:
 
     def _prove_sameness(self, leaders: list[int]) -> None:
         """Exchange a few messages with the leader, which must not show any difference; who sees one leads himself."""
-        team = self._team
+        team = self.team
         own = leaders[team.rank]
         if team.comm is None:
             return
@@ -183,7 +184,7 @@ class SyncedClock:
         effort, start_s, number = effort or self.effort, time.monotonic(), len(self.models) + 1
         learned = _Found(ClockModel(number, self.source.read(), self.origin_ns, 0.0, 0, 0.0))
         if self._leader_comm is not None and self._group_comm is not None:
-            if self.leader == self._team.rank:
+            if self.leader == self.team.rank:
                 learned = self._measure(effort, learned.model)
             learned = learned.share(self._group_comm)
         model = learned.model
@@ -202,7 +203,7 @@ class SyncedClock:
             model.window_ns,
             model.rate,
             model.window_rate,
-            self.leader != self._team.rank or self.leader == 0,
+            self.leader != self.team.rank or self.leader == 0,
             learned.bursts,
             learned.clean,
             learned.degraded,
@@ -223,7 +224,7 @@ class SyncedClock:
         Collective: synchronises.
         """
         age_ns = self.source.read() - self.models[-1].base_ns if self.models else 2**62
-        due = self._team.bcast(age_ns > interval_s * 1e9)
+        due = self.team.bcast(age_ns > interval_s * 1e9)
         if due:
             self.sync("resync", effort)
         return due
@@ -327,7 +328,7 @@ class SyncedClock:
         Collective: synchronises.
         """
         own: dict[str, Any] = {
-            "rank": self._team.rank,
+            "rank": self.team.rank,
             "host": socket.gethostname(),
             "leader": self.leader,
             "knots": [
@@ -341,9 +342,9 @@ class SyncedClock:
             "hlc_push_ns": self.hlc.push_ns,
             "warnings": self.warnings(),
         }
-        per_rank = self._team.allgather(own)
+        per_rank = self.team.allgather(own)
         said = [f"rank {rank['rank']}: {warning}" for rank in per_rank for warning in rank["warnings"]]
-        return {"ranks": self._team.size, "clocks": len(self.leaders), "per_rank": per_rank, "warnings": said}
+        return {"ranks": self.team.size, "clocks": len(self.leaders), "per_rank": per_rank, "warnings": said}
 
     def close(self) -> None:
         """Free the communicators. The clock can still be read.
@@ -354,7 +355,7 @@ class SyncedClock:
             if comm is not None and comm:
                 comm.Free()
         self._leader_comm = self._group_comm = None
-        self._team.__exit__(None, None, None)
+        self.team.__exit__(None, None, None)
 
     def __enter__(self) -> SyncedClock:
         return self
