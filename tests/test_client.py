@@ -424,12 +424,13 @@ def test_any_text_and_any_bytes(record: str | bytes) -> None:
 
 
 _shared: list[tuple[StoryHandle, Client]] = []
+_shared_directory = tempfile.TemporaryDirectory(prefix="chronolog-")
 
 
 def shared_story() -> tuple[StoryHandle, Client]:
     """Return one story for all examples of a property."""
     if not _shared:
-        client = Maker(pathlib.Path(tempfile.mkdtemp(prefix="chronolog-")) / "store")()
+        client = Maker(pathlib.Path(_shared_directory.name) / "store")()
         client.CreateChronicle("c")
         _shared.append((acquire(client), client))
     return _shared[0]

@@ -35,8 +35,11 @@ class TestEmbedded(EngineContract):
         return True
 
 
+_stores = tempfile.TemporaryDirectory(prefix="chronolog-")
+
+
 def _make() -> Engine:
-    return EmbeddedEngine(Path(tempfile.mkdtemp(prefix="chronolog-")) / "store")
+    return EmbeddedEngine(Path(tempfile.mkdtemp(dir=_stores.name)) / "store")
 
 
 def _reopen(engine: Engine) -> Engine:
