@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import signal
 from collections.abc import Iterator, Sequence
 
@@ -70,6 +71,7 @@ def _interrupted(name: str) -> int:
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     streams.complain(f"{name}: interrupted")
+    logging.disable()  # of events in a temporary store that is gone by now
     return INTERRUPTED
 
 
