@@ -109,6 +109,16 @@ class ClientInfo:
     """All that the client said of itself."""
 
 
+class _Asked(NamedTuple):
+    """What all ranks must ask for alike."""
+
+    chronicle: str
+    story: str
+    per_rank: bool
+    store: str | None
+    durability: Durability
+
+
 class _Plan(NamedTuple):
     """What rank 0 tells the others."""
 
@@ -141,7 +151,8 @@ def open_story(
     event of every rank is visible to all. Events that could not be stored are counted over all ranks and
     reported by rank 0.
 
-    An exception inside the block on one rank releases its story and ends the whole job, with this rank's
+    `sys.exit(0)` and the like are no failure: the rank closes, and waits for the others to do so. Any other
+    exception inside the block on one rank releases its story and ends the whole job, with this rank's
     traceback and a non-zero exit code. If all ranks fail within half a second of each other, each goes on
     with its own exception.
 
@@ -165,6 +176,7 @@ def open_story(
         This rank's end of the session.
 
     Raises:
+        InvalidArgumentError: the ranks do not agree on what to open.
         ChronoLogError: opening or closing failed on one rank; raised on all of them.
         MpiMissingError: `comm` needs an MPI that is not there.
     """
@@ -180,7 +192,8 @@ def open_story(
         opening = _Opening(
             chronicle, name, attrs, {"durability": durability, "clock": clock, "description": described}
         )
-        client, handle, directory = _open(team, opening, store)
+        asked = _Asked(chronicle, story, per_rank, None if store is None else os.fsdecode(store), durability)
+        client, handle, directory = _open(team, opening, asked)
         rank_story = RankStory(
             handle.log_event, handle, client, team.rank, team.size, chronicle, name, directory
         )
@@ -247,10 +260,17 @@ class _Opening:
             raise
 
 
-def _open(
-    team: Team, opening: _Opening, store: str | os.PathLike[str] | None
-) -> tuple[Client, StoryHandle, Path]:
+def _open(team: Team, opening: _Opening, asked: _Asked) -> tuple[Client, StoryHandle, Path]:
     """Open the story on rank 0, then on the others; on all or on none."""
+    of_root = team.bcast(asked)
+
+    def compare() -> None:
+        if asked != of_root:
+            raise InvalidArgumentError(
+                f"all ranks must open the same: rank 0 opens {of_root}, and not {asked}"
+            )
+
+    team.together(compare)
     with contextlib.ExitStack() as undo:
         acquired: list[tuple[Client, StoryHandle, Path]] = []
 
@@ -264,7 +284,7 @@ def _open(
                 raise InvalidArgumentError(
                     f"{team.size} ranks are over the limit of {2**RANK_BITS} for a session"
                 )
-            directory = _chosen(store)
+            directory = _chosen(asked.store)
             prefix = secrets.randbits(_PREFIX_BITS)
             acquire(directory, prefix)
             return _Plan(directory, prefix, _write_proof(directory, team.size), socket.gethostname())

@@ -121,7 +121,11 @@ class EventList(MutableSequence[Event]):
 
         if self._events is not None:
             return np.array([of_event(event) for event in self._events], np.uint64)
-        return self._columns[name][: self._length] if self._pages else np.empty(0, np.uint64)
+        if not self._pages:
+            return np.empty(0, np.uint64)
+        column = self._columns[name][: self._length]
+        column.flags.writeable = False  # the events are made of it
+        return column
 
     def _add_to_column(self, name: str) -> None:
         """Copy a column of the last page into the whole, and let the page keep a view of it."""

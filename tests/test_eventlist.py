@@ -427,3 +427,14 @@ def test_random_access_in_many_pages() -> None:
         start, stop = (chance.choice([None, chance.randrange(-400, 400)]) for _ in range(2))
         step = chance.choice([None, 1, 2, -1, 7])
         assert list(series[start:stop:step]) == events[start:stop:step]
+
+
+def test_columns_cannot_be_written_by_accident() -> None:
+    series = EventList()
+    series.add_page(large_page(5, 2))
+    for column in (series.times, series.client_ids, series.sequences, series.indexes):
+        with pytest.raises(ValueError, match="read-only"):
+            column[0] = 9
+    series.add_page(large_page(5, 2))
+    assert len(series.times) == 10
+    assert series[0].time() == 0

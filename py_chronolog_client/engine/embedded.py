@@ -6,11 +6,12 @@ processes, so it works wherever they share a file system.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,7 @@ class EmbeddedEngine(Engine):
         for _ in range(_TRIES):
             directory = self._catalog.ensure_story(chronicle, story, attributes)
             # Where somebody has destroyed the story meanwhile, it is made again, if the chronicle is there.
-            with suppress(NotFoundError), os_errors(directory), suppress(FileNotFoundError):
+            with suppress(NotFoundError), os_errors(directory), _destroyed_is_missing():
                 return Appender(self._catalog, directory, options, tail_directory())
         raise NotFoundError(f"story {story!r} of {chronicle!r} is destroyed as often as it is made: give up")
 
@@ -113,6 +114,7 @@ class EmbeddedEngine(Engine):
         found = {}
         for client_id in self._catalog.clients(directory):
             found[client_id] = read_client_record(directory / f"{client_id:016x}.log", client_id) or {}
+        self._catalog.story_directory(chronicle, story)  # or it was destroyed meanwhile
         return found
 
     def snapshot(self, chronicle: str, story: str) -> Snapshot:
@@ -188,6 +190,16 @@ class EmbeddedEngine(Engine):
         from py_chronolog_client.store.storylog import StoryLog
 
         return StoryLog(self._catalog.story_directory(chronicle, story))
+
+
+@contextmanager
+def _destroyed_is_missing() -> Iterator[None]:
+    """Go on behind the block if a file in it was not found, or was deleted while it was open."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):
+            raise
 
 
 def tail_directory() -> Path | None:

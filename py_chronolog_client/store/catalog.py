@@ -16,6 +16,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ PATIENCE_S = 10.0
 _META = "meta"
 _STORIES = "stories"
 _HASH = re.compile(r"[0-9a-f]{32}")
+_TRIES = 100
 
 _log = logging.getLogger("py_chronolog_client")
 
@@ -134,17 +136,17 @@ class Catalog:
         chronicle_directory = self._chronicle(chronicle)
         directory = chronicle_directory / _STORIES / name_hash(story)
         with files.os_errors(directory):
-            self._require(chronicle_directory, f"the chronicle {chronicle!r:.200}")
-            if not directory.is_dir():
-                try:
+            for _ in range(_TRIES):
+                self._require(chronicle_directory, f"the chronicle {chronicle!r:.200}")
+                if directory.is_dir():
+                    return directory
+                with suppress(FileNotFoundError):  # somebody destroys the chronicle
                     self._create(directory, meta)
-                    acquisition.await_destroyers([chronicle_directory], self._patience_s)
-                    self._require(directory, "the new story")
-                except (FileNotFoundError, NotFoundError) as error:
-                    raise NotFoundError(
-                        f"the chronicle {chronicle!r:.200} was destroyed meanwhile"
-                    ) from error
-        return directory
+                    try:
+                        acquisition.await_destroyers([chronicle_directory], self._patience_s)
+                    except NotFoundError as error:
+                        raise NotFoundError(f"the chronicle {chronicle!r:.200} goes: {error}") from error
+        raise NotFoundError(f"story {story!r:.200} of {chronicle!r:.200} is destroyed as often as it is made")
 
     def story_directory(self, chronicle: str, story: str) -> Path:
         """Return the directory of a story.
@@ -197,9 +199,16 @@ class Catalog:
     # -- clients --
 
     def clients(self, story_directory: Path) -> list[int]:
-        """Return the ids of all clients that have a segment in a story, sorted."""
+        """Return the ids of all clients that have a segment in a story, sorted.
+
+        Raises:
+            NotFoundError: the story is gone.
+        """
         with files.os_errors(story_directory):
-            return acquisition.clients(story_directory)
+            try:
+                return acquisition.clients(story_directory)
+            except FileNotFoundError as error:
+                raise NotFoundError(f"{story_directory}: the story has just been destroyed") from error
 
     def holders(self, story_directory: Path) -> list[dict[str, Any]]:
         """Return the descriptions of the living clients that hold a story; each has at least `client_id`."""

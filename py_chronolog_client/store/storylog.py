@@ -51,14 +51,34 @@ class StoryLog:
             NotFoundError: the story is gone.
             StoreError: this process may not open as many files as there are clients.
         """
-        try:
-            segments = acquisition.segments(self._directory)
-        except FileNotFoundError as error:
-            raise NotFoundError(f"{self._directory}: the story has just been destroyed") from error
+        inode, segments = self._segments()
+        before = len(report.damages)
         for client_id in segments if clients is None else segments.keys() & set(clients):
             if client_id not in self.clients:
                 self.clients[client_id] = ClientLog(self._directory, client_id)
             self.clients[client_id].refresh(segments[client_id], report)
+        report.damages[before:] = self._still_damages(report.damages[before:], inode)
+
+    def _segments(self) -> tuple[int, dict[int, list[int]]]:
+        """Return the inode of the story's directory, and the numbers of each client's segments."""
+        try:
+            return os.stat(self._directory).st_ino, acquisition.segments(self._directory)
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{self._directory}: the story has just been destroyed") from error
+
+    def _still_damages(self, damages: list[DamageError], inode: int) -> list[DamageError]:
+        """Leave out the files of clients that gave up while the directory was read.
+
+        Raises:
+            NotFoundError: the story was destroyed meanwhile.
+        """
+        if all(os.path.lexists(damage.path) for damage in damages):
+            return damages
+        inode_now, segments = self._segments()
+        if inode_now != inode:
+            raise NotFoundError(f"{self._directory}: the story has just been destroyed")
+        held = {f"{client_id:016x}" for client_id in segments}
+        return [damage for damage in damages if os.path.basename(damage.path).partition(".")[0] in held]
 
     def snapshot(self) -> Snapshot:
         """Return the high-water mark of every client."""

@@ -68,7 +68,7 @@ def _open(path: str) -> int:
     if soft == hard:
         raise StoreError(
             path,
-            "too many open files: a replay opens one for each client of the story, and the limit is "
+            "too many open files: a replay opens one for each client of the story while its EventList lives, and the limit is "
             f"{hard}: raise it (ulimit -n)",
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -314,7 +314,7 @@ def test_clients_are_told_by_their_segments(catalog: Catalog, story: pathlib.Pat
     ]:
         (story / name).touch()
     assert catalog.clients(story) == [1, 255, 2**63 - 1]
-    with pytest.raises(StoreError):
+    with pytest.raises(NotFoundError):
         catalog.clients(story / "missing")
 
 

@@ -176,4 +176,16 @@ def losses(store: str) -> None:
     show(dict(story.statistics().lost))
 
 
+def differ(store: str, what: str) -> None:
+    """The ranks do not ask for the same."""
+    asked = {"chronicle": "c", "story": "s", "store": store, "durability": "process"}
+    if comm.rank:
+        asked[what] = {"durability": "node", "store": f"{store}2"}.get(what, "other")
+    try:
+        with open_story(comm, **asked):  # type: ignore[arg-type]
+            show("opened")
+    except ValueError as error:
+        show(str(error))
+
+
 globals()[sys.argv[1]](*sys.argv[2:])

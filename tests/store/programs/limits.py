@@ -162,7 +162,8 @@ def has_many_clients(store: pathlib.Path) -> None:
             events = EventList()
             assert client.ReplayStory(CHRONICLE, STORY, 0, ALWAYS, events) == -1
             assert str(client.last_error).endswith(
-                f"too many open files: a replay opens one for each client of the story, and the limit is {FEW_FILES}: "
+                "too many open files: a replay opens one for each client of the story while its EventList lives, and "
+                f"the limit is {FEW_FILES}: "
                 "raise it (ulimit -n)"
             )
             assert open_files() == before, "a replay that failed leaves descriptors open"
