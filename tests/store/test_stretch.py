@@ -159,7 +159,7 @@ try:
     while len(files) < 100:
         files.append(Descriptor({str(tmp_path / "file")!r}))
 except StoreError as error:
-    assert "one for each client of the story, and the limit is 60: raise it (ulimit -n)" in str(error), error
+    assert "while its EventList lives, and the limit is 60: raise it (ulimit -n)" in str(error), error
     assert files[-1].number == 59
     print("said")
 """
