@@ -153,8 +153,12 @@ def running(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def race(*targets: tuple[Callable[..., Any], Any]) -> list[Any]:
-    """Run `function(barrier, *args)` of all targets at once, each in a process; return their results."""
+def race(*targets: tuple[Callable[..., Any], Any], busy_s: float = 0.0) -> list[Any]:
+    """Run `function(barrier, *args)` of all targets at once, each in a process; return their results.
+
+    Args:
+        busy_s: how long a function is known to be busy.
+    """
     barrier = _spawn.Barrier(len(targets))
     results: Any = _spawn.Queue()
     started = [
@@ -167,7 +171,7 @@ def race(*targets: tuple[Callable[..., Any], Any]) -> list[Any]:
         found: dict[int, Any] = {}
         while len(found) < len(targets):
             try:
-                number, result = results.get(timeout=DEADLINE_S)
+                number, result = results.get(timeout=busy_s + DEADLINE_S)
             except queue.Empty:
                 raise AssertionError(f"no result of {set(range(len(targets))) - set(found)}") from None
             found[number] = result

@@ -871,7 +871,9 @@ def test_acquirers_and_destroyers_never_both_succeed(tmp_path: pathlib.Path) -> 
     path = str(tmp_path / "store")
     workers = [(acquire_often, 1), (acquire_often, 2), (acquire_often, 3)]
     workers += [(destroy_often, 4), (destroy_often, 5), (destroy_and_die, 6)]
-    results = race(*((function, (path, number, duration_s)) for function, number in workers))
+    results = race(
+        *((function, (path, number, duration_s)) for function, number in workers), busy_s=duration_s
+    )
     total = {key: sum(result.get(key, 0) for result in results) for result in results for key in result}
     assert total["violated"] == 0
     assert min(total["acquired"], total["destroyed"], total["refused"], total["died"]) > 5, total
