@@ -72,11 +72,6 @@ def faulty_clock(offset_ns: int, drift_ppm: float) -> RawClock:
     return RawClock(read, _nobody_elses(), of_monotonic)
 
 
-def private_clock() -> RawClock:
-    """Return CLOCK_MONOTONIC under an identity of its own, so that it is measured."""
-    return RawClock(time.monotonic_ns, _nobody_elses())
-
-
 def _identity() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -141,7 +141,7 @@ class SyncedClock:
         )
         leaders = leaders_of([identity for identity, _, _ in told])
         self._prove_sameness(leaders)
-        self.leader = team.allgather(leaders[team.rank])[team.rank]
+        self.leader = leaders[team.rank]
         leaders = team.allgather(self.leader)
         self.leaders = sorted(set(leaders))
         measured = Counter(told[leader][1] for leader in self.leaders)
