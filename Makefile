@@ -34,7 +34,7 @@ help:
 
 $(READY): pyproject.toml tools/make_venv.sh
 	sh tools/make_venv.sh $(VENV) "$(PYTHON)"
-	$(BIN)/python -m pip install -e ".[mpi,test]"
+	$(BIN)/python -m pip install -e ".[mpi,fast,test]"
 	@printf '%s\n' "$(CURDIR)" > $@
 
 $(LINT_READY): $(READY)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 from py_chronolog_client.errors import RecordTooLargeError
@@ -47,8 +47,10 @@ def the_one(event_string: Record, log_string: Record | None) -> Record:
     return log_string
 
 
-def encode_batch(batch: Iterable[Record], limit_bytes: int) -> tuple[bytes, list[int]]:
-    """Return the records of a batch one after another, and the size of each in bytes.
+def encode_batch(batch: Iterable[Record], limit_bytes: int) -> tuple[bytes, Sequence[Sized]]:
+    """Return the records of a batch one after another, and objects whose lengths are their sizes in bytes.
+
+    The sizes are not counted yet: who needs where the records end makes one pass over them instead of two.
 
     Raises:
         TypeError: the batch is a single record, or one of its items is no record; nothing is to be logged
@@ -56,39 +58,39 @@ def encode_batch(batch: Iterable[Record], limit_bytes: int) -> tuple[bytes, list
     """
     if isinstance(batch, (str, bytes, bytearray, memoryview)):
         raise TypeError("log_events() takes a sequence of records, not one record")
-    items: Sequence[Any] = batch if isinstance(batch, (list, tuple)) else list(batch)
+    items: Sequence[Any] = tuple(batch)  # the caller's list may change meanwhile
     try:
         text = "".join(items)
     except TypeError:
         text = None
     if text is not None and text.isascii():
-        payload, sizes_bytes = text.encode(), list(map(len, items))
-        if len(payload) > limit_bytes and max(sizes_bytes) > limit_bytes:
-            raise RecordTooLargeError(max(sizes_bytes), limit_bytes)
-        return payload, sizes_bytes
+        payload = text.encode()
+        if len(payload) > limit_bytes and (largest := max(map(len, items))) > limit_bytes:
+            raise RecordTooLargeError(largest, limit_bytes)
+        return payload, items
     records = [encode(item, limit_bytes) for item in items]
-    return b"".join(records), list(map(len, records))
+    return b"".join(records), records
 
 
 def pieces(
-    payload: bytes, sizes_bytes: Sequence[int], start: int, limit_events: int, limit_bytes: int
-) -> Iterator[tuple[bytes, Sequence[int]]]:
+    payload: bytes, records: Sequence[Sized], start: int, limit_events: int, limit_bytes: int
+) -> Iterator[tuple[bytes, Sequence[Sized]]]:
     """Cut a batch, from record number `start` on, into batches within both limits.
 
     A single record always fits: `limit_bytes` is at least the limit of a record.
     """
-    if not start and len(sizes_bytes) <= limit_events and len(payload) <= limit_bytes:
-        yield payload, sizes_bytes
+    if not start and len(records) <= limit_events and len(payload) <= limit_bytes:
+        yield payload, records
         return
-    offset = sum(sizes_bytes[:start])
-    while start < len(sizes_bytes):
+    offset = sum(map(len, records[:start]))
+    while start < len(records):
         stop, end = start, offset
         while (
-            stop < len(sizes_bytes)
+            stop < len(records)
             and stop - start < limit_events
-            and end + sizes_bytes[stop] - offset <= limit_bytes
+            and end + len(records[stop]) - offset <= limit_bytes
         ):
-            end += sizes_bytes[stop]
+            end += len(records[stop])
             stop += 1
-        yield payload[offset:end], sizes_bytes[start:stop]
+        yield payload[offset:end], records[start:stop]
         start, offset = stop, end

@@ -326,14 +326,14 @@ READING = [
     Defect(
         "columns are not checked",
         stretch.BlockStretch.times,
-        "if zlib.crc32(columns) != header.columns_crc:",
+        "if crc32(columns) != header.columns_crc:",
         "if False:",
         bits(1, 128 + 8),
     ),
     Defect(
         "headers are not checked",
         BlockHeader.unpack.__func__,  # type: ignore[attr-defined]
-        "if crc != zlib.crc32(data[12:HEADER_BYTES]):",
+        "if crc != crc32(data[12:HEADER_BYTES]):",
         "if False:",
         bits(1, 88),
     ),

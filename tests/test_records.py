@@ -40,7 +40,7 @@ def test_what_is_no_record(record: object) -> None:
 def test_the_limit_counts_bytes() -> None:
     for record in ("x" * LIMIT, "é" * (LIMIT // 2), bytes(LIMIT)):
         assert len(encode(record, LIMIT)) == LIMIT
-        assert encode_batch([record, record], LIMIT)[1] == [LIMIT, LIMIT]
+        assert list(map(len, encode_batch([record, record], LIMIT)[1])) == [LIMIT, LIMIT]
     for record in ("x" * (LIMIT + 1), "é" * (LIMIT // 2 + 1), bytes(LIMIT + 1)):
         size_bytes = len(as_bytes(record))
         for action in (
@@ -54,11 +54,17 @@ def test_the_limit_counts_bytes() -> None:
 
 @given(st.lists(RECORDS))
 def test_a_batch_is_its_records(batch: list[str | bytes]) -> None:
-    payload, sizes_bytes = encode_batch(batch, LIMIT)
-    assert payload == b"".join(map(as_bytes, batch))
-    assert sizes_bytes == [len(as_bytes(record)) for record in batch]
-    assert encode_batch(tuple(batch), LIMIT) == (payload, sizes_bytes)
-    assert encode_batch(iter(batch), LIMIT) == (payload, sizes_bytes)
+    for form in (batch, tuple(batch), iter(batch)):
+        payload, records = encode_batch(form, LIMIT)
+        assert payload == b"".join(map(as_bytes, batch))
+        assert list(map(len, records)) == [len(as_bytes(record)) for record in batch]
+
+
+def test_a_batch_may_change_after_it_was_encoded() -> None:
+    batch = ["ab", "c"]
+    _, records = encode_batch(batch, LIMIT)
+    batch[0] = "longer"
+    assert list(map(len, records)) == [2, 1]
 
 
 @pytest.mark.parametrize("batch", ["text", b"bytes", bytearray(b"x"), memoryview(b"x")])
@@ -77,10 +83,13 @@ def test_a_batch_is_a_sequence(batch: object) -> None:
 def test_pieces_are_the_rest_of_a_batch_within_both_limits(
     batch: list[str | bytes], start: int, limit_events: int, limit_bytes: int
 ) -> None:
-    payload, sizes_bytes = encode_batch(batch, LIMIT)
+    payload, encoded = encode_batch(batch, LIMIT)
     start = min(start, len(batch))
     records = []
-    found = list(pieces(payload, sizes_bytes, start, limit_events, limit_bytes))
+    found = [
+        (piece, list(map(len, its_records)))
+        for piece, its_records in pieces(payload, encoded, start, limit_events, limit_bytes)
+    ]
     for piece, piece_sizes in found:
         assert len(piece) == sum(piece_sizes) <= limit_bytes
         assert len(piece_sizes) <= limit_events

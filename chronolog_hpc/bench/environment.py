@@ -38,6 +38,8 @@ def describe(ranks: Ranks, directory: str, command: str) -> dict[str, Any]:
     """
     import numpy as np
 
+    from py_chronolog_client.store.crc import CRC_LIBRARY
+
     timers_ns = ranks.all(timer_overhead_ns())
     cpus = ranks.all(len(os.sched_getaffinity(0)))
     return {
@@ -51,6 +53,7 @@ def describe(ranks: Ranks, directory: str, command: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "numpy": np.__version__,
+        "crc": CRC_LIBRARY,
         "mpi": _mpi_version(ranks),
         "chronolog_hpc": chronolog_hpc.__version__,
         "file_system": file_system(directory),

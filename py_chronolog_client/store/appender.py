@@ -16,10 +16,11 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from contextlib import suppress
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any
 
 from py_chronolog_client.clock import Clock, Reading
 from py_chronolog_client.engine.base import Writer, WriterOptions, WriterStatistics
@@ -64,6 +65,7 @@ class Appender(Writer):
         self._options = options
         self._politeness = threading.Lock()
         self._losses = Losses()
+        self._encode: Callable[[Any], bytes] = str.encode
         self._closed = self._released = False
         self.log_event, self._publish = _fast_path(self._resume)  # type: ignore[method-assign]
         self._journals: dict[int, Journal] = {}
@@ -224,28 +226,31 @@ class Appender(Writer):
             if claim is not None:
                 self._free(claim)
             raise
-        if isinstance(trouble, AttributeError):  # neither text nor bytes: the fast path has not seen it
+        if isinstance(trouble, TypeError):  # not the kind that the fast path takes: it has not seen it
+            if type(event_string) is bytes:
+                self._encode = _text_or_bytes
             try:
+                self._publish(self._send, self._encode)
                 return self._send(record)
             except (StopIteration, ValueError) as again:
                 if not is_own(again):
                     raise
                 claim = claim_in(again)
-        return self._append(record, (len(record),), claim)
+        return self._append(record, (record,), claim)
 
-    def _append(self, payload: bytes, sizes_bytes: Sequence[int], claim: Claim | None = None) -> int:
-        left = len(sizes_bytes)
+    def _append(self, payload: bytes, records: Sequence[Sized], claim: Claim | None = None) -> int:
+        left = len(records)
 
         def operation(own: Journal, claim: Claim) -> int:
             nonlocal left
             time_ns = own.now()
-            done = len(sizes_bytes) - left
-            for piece, piece_sizes in pieces(payload, sizes_bytes, done, _BLOCK_EVENTS, MAX_PAYLOAD_BYTES):
+            done = len(records) - left
+            for piece, its_records in pieces(payload, records, done, _BLOCK_EVENTS, MAX_PAYLOAD_BYTES):
                 if self._closed:
                     self._losses.add("closed", left)
                     return 0
-                time_ns = own.put(claim, piece, piece_sizes)
-                left -= len(piece_sizes)
+                time_ns = own.put(claim, piece, its_records)
+                left -= len(its_records)
             return time_ns
 
         try:
@@ -324,29 +329,35 @@ class Appender(Writer):
         if self._closed:
             return
         self._send = send
-        self._publish(send)
+        self._publish(send, self._encode)
 
 
 def _fast_path(
     resume: Callable[[Record, Record | None, Exception], int],
-) -> tuple[Callable[..., int], Callable[[Callable[[bytes], int]], None]]:
-    """Return `log_event`, and the function that tells it where the events go from now on."""
+) -> tuple[Callable[..., int], Callable[[Callable[[bytes], int], Callable[[Any], bytes]], None]]:
+    """Return `log_event`, and the function that tells it where the events go from now on, and what kind they are."""
     send: Callable[[bytes], int]
+    encode: Callable[[Any], bytes]
 
     def log_event(event_string: str | bytes = MISSING, log_string: str | bytes | None = None) -> int:
         try:
             if log_string is None:
-                return send(event_string if type(event_string) is bytes else event_string.encode())  # type: ignore[union-attr]
-            return resume(event_string, log_string, AttributeError())
-        except (StopIteration, ValueError, AttributeError) as trouble:
+                return send(encode(event_string))
+            return resume(event_string, log_string, TypeError())
+        except (StopIteration, ValueError, TypeError) as trouble:
             return resume(event_string, log_string, trouble)
 
-    def publish(new_send: Callable[[bytes], int]) -> None:
-        nonlocal send
-        send = new_send
+    def publish(new_send: Callable[[bytes], int], new_encode: Callable[[Any], bytes]) -> None:
+        nonlocal send, encode
+        send, encode = new_send, new_encode
 
     log_event.__doc__ = Writer.log_event.__doc__
     return log_event, publish
+
+
+def _text_or_bytes(record: str | bytes) -> bytes:
+    """Stand in for `str.encode`, at the price of a call, where a client has once logged bytes."""
+    return record if type(record) is bytes else str.encode(record)  # type: ignore[arg-type]
 
 
 def _reason(error: OSError | ChronoLogError) -> str:

@@ -7,8 +7,8 @@ reported, where a mapping would be a SIGBUS.
 from __future__ import annotations
 
 import os
-import zlib
 
+from py_chronolog_client.store.crc import crc32
 from py_chronolog_client.store.format import HEADER_BYTES, BlockHeader
 
 _PIECE_BYTES = 2**20
@@ -37,7 +37,7 @@ def checksum(descriptor: int, size_bytes: int, offset: int) -> int | None:
         piece = os.pread(descriptor, min(size_bytes, _PIECE_BYTES), offset)
         if not piece:
             return None
-        crc = zlib.crc32(piece, crc)
+        crc = crc32(piece, crc)
         offset += len(piece)
         size_bytes -= len(piece)
     return crc

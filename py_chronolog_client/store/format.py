@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import struct
 import sys
-import zlib
 from typing import Any, NamedTuple
 
 import msgpack
 
 from py_chronolog_client.clock import MODEL_BYTES, ClockModel
+from py_chronolog_client.store.crc import crc32
 
 FORMAT = 1
 ALIGNMENT = 64
@@ -64,7 +64,7 @@ class BlockHeader(NamedTuple):
     def pack(self) -> bytes:
         """Return the 128 bytes of the header."""
         body = _HEADER.pack(*self[:6], 0, *self[6:10]) + self.clock.pack()
-        return BLOCK_MAGIC + _CRC.pack(zlib.crc32(body)) + body
+        return BLOCK_MAGIC + _CRC.pack(crc32(body)) + body
 
     @classmethod
     def unpack(cls, data: bytes | memoryview) -> BlockHeader | None:
@@ -73,7 +73,7 @@ class BlockHeader(NamedTuple):
             return None
         (crc,) = _CRC.unpack_from(data, 8)
         head = _HEADER.unpack_from(data, 12)
-        if crc != zlib.crc32(data[12:HEADER_BYTES]):
+        if crc != crc32(data[12:HEADER_BYTES]):
             return None
         clock = ClockModel.unpack(data[12 + _HEADER.size : HEADER_BYTES])
         return cls._make((*head[:6], *head[7:], clock)).checked()
@@ -113,7 +113,7 @@ def encode_record(client_id: int, next_sequence: int, fields: dict[str, Any]) ->
         first_sequence=next_sequence,
         count=0,
         columns_crc=0,
-        payload_crc=zlib.crc32(payload),
+        payload_crc=crc32(payload),
         payload_bytes=len(payload),
         origin=0,
         first_time=0,
@@ -148,7 +148,7 @@ class TailHeader(NamedTuple):
     def pack(self) -> bytes:
         """Return the first 80 bytes of a tail."""
         body = _TAIL_BODY.pack(0, *self)
-        return _TAIL_MAGIC + _CRC.pack(zlib.crc32(body)) + body
+        return _TAIL_MAGIC + _CRC.pack(crc32(body)) + body
 
     @classmethod
     def unpack(cls, data: bytes | memoryview) -> TailHeader | None:
@@ -156,7 +156,7 @@ class TailHeader(NamedTuple):
         if len(data) < TAIL_STATIC_BYTES or bytes(data[:8]) != _TAIL_MAGIC:
             return None
         (crc,) = _CRC.unpack_from(data, 8)
-        if crc != zlib.crc32(data[12:TAIL_STATIC_BYTES]):
+        if crc != crc32(data[12:TAIL_STATIC_BYTES]):
             return None
         return cls(*_TAIL_BODY.unpack_from(data, 12)[1:]).checked()
 

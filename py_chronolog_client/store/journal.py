@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
@@ -200,13 +200,13 @@ class Journal:
         """Return the sequence number of the next event."""
         return self.tail.base(claim.epoch) + self.tail.first_free(claim.epoch, claim.slot)
 
-    def put(self, claim: Claim, payload: bytes, sizes_bytes: Sequence[int]) -> int:
+    def put(self, claim: Claim, payload: bytes, records: Sequence[Sized]) -> int:
         """Store a batch that fits a block; return its time. The commit is the last thing that can fail.
 
         Raises:
             OSError: the file system refused a block; the batch is not stored.
         """
-        tail, epoch, count = self.tail, claim.epoch, len(sizes_bytes)
+        tail, epoch, count = self.tail, claim.epoch, len(records)
         capacity, limit = tail.layout.capacity, tail.layout.tail_bytes
         if not claim.urgent:
             capacity, limit = capacity - RESERVE_EVENTS, limit - RESERVE_BYTES
@@ -216,23 +216,23 @@ class Journal:
             self.roll(claim)
             slot, end = 0, tail.layout.payload_offset
         if count > capacity or end + len(payload) > limit:
-            return self._put_block(epoch, payload, sizes_bytes)
+            return self._put_block(epoch, payload, records)
         time_ns = self.now()
         if count:
             epoch.memory[end : end + len(payload)] = payload
             epoch.times[slot : slot + count] = array("Q", [time_ns]) * count
-            ends = array("Q", accumulate(sizes_bytes, initial=end))
+            ends = _ends(records, end)
             epoch.ends[slot + 1 : slot + count] = ends[2:]
             epoch.ends[slot] = ends[1]
             claim.slot = slot + count
         return time_ns
 
-    def _put_block(self, epoch: Epoch, payload: bytes, sizes_bytes: Sequence[int]) -> int:
+    def _put_block(self, epoch: Epoch, payload: bytes, records: Sequence[Sized]) -> int:
         """Store a batch as a block of its own, behind an empty tail."""
         self._be_patient()
         time_ns = self.now()
-        times, ends = array("Q", [time_ns]) * len(sizes_bytes), array("Q", accumulate(sizes_bytes))
-        columns = memoryview(times), memoryview(ends), memoryview(payload)
+        times, ends = array("Q", [time_ns]) * len(records), _ends(records, 0)
+        columns = memoryview(times), memoryview(ends)[1:], memoryview(payload)
         with self.pen() as pen:
             pen.direct = True
             self._write(pen, *columns, origin=0, tokens=(epoch.token,))
@@ -339,6 +339,11 @@ class Journal:
             if durable:
                 assert pen.stored is not None
                 pen.stored.segment.sync(pen.stored.offset)
+
+
+def _ends(records: Sequence[Sized], start: int) -> array[int]:
+    """Return where the first record starts and where each one ends. A list on the way is the fastest."""
+    return array("Q", list(accumulate(map(len, records), initial=start)))
 
 
 def _ask(epoch: Epoch, patience_s: float) -> Claim | None:

@@ -8,12 +8,12 @@ the old one has managed to write.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from py_chronolog_client.clock import ClockModel
 from py_chronolog_client.store.blocks import complete_block
+from py_chronolog_client.store.crc import crc32
 from py_chronolog_client.store.format import HEADER_BYTES, KIND_EVENTS, BlockHeader, encode_record, padding
 from py_chronolog_client.store.rights import is_own
 from py_chronolog_client.store.segment import Segment
@@ -96,8 +96,8 @@ class Pen:
             client_id=client_id,
             first_sequence=sequence,
             count=len(times),
-            columns_crc=zlib.crc32(ends, zlib.crc32(times)),
-            payload_crc=zlib.crc32(payload),
+            columns_crc=crc32(ends, crc32(times)),
+            payload_crc=crc32(payload),
             payload_bytes=payload.nbytes,
             origin=origin,
             first_time=times[0],

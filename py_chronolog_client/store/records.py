@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-import zlib
 from typing import Any
 
+from py_chronolog_client.store.crc import crc32
 from py_chronolog_client.store.format import (
     ALIGNMENT,
     BLOCK_MAGIC,
@@ -76,7 +76,7 @@ def _fields(block: bytes, client_id: int, kind: str) -> dict[str, Any] | None:
     if header is None or header.kind != KIND_RECORD or header.client_id != client_id:
         return None
     payload = block[HEADER_BYTES:][: header.payload_bytes]
-    if len(payload) < header.payload_bytes or zlib.crc32(payload) != header.payload_crc:
+    if len(payload) < header.payload_bytes or crc32(payload) != header.payload_crc:
         return None
     try:
         fields = decode_map(payload)

@@ -11,7 +11,6 @@ import os
 import resource
 import stat
 import threading
-import zlib
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -20,6 +19,7 @@ from py_chronolog_client.clock import UNKNOWN_WINDOW_NS, ClockModel
 from py_chronolog_client.errors import DamageError, StoreError
 from py_chronolog_client.page import U64, Payload
 from py_chronolog_client.store.blocks import read_exactly
+from py_chronolog_client.store.crc import crc32
 from py_chronolog_client.store.format import HEADER_BYTES, BlockHeader
 
 _PIECE_BYTES = 2**18
@@ -151,7 +151,7 @@ class BlockStretch(Stretch):
     def times(self) -> U64:
         header, columns_at = self._header, self._offset + HEADER_BYTES
         columns = self._read(header.columns_bytes, columns_at)
-        if zlib.crc32(columns) != header.columns_crc:
+        if crc32(columns) != header.columns_crc:
             raise self._damage("the checksum of the index columns does not hold")
         words: U64 = np.frombuffer(columns, np.uint64)
         times, ends = words[: header.count], words[header.count :]
@@ -207,7 +207,7 @@ class BlockStretch(Stretch):
                 raise self._damage(f"cannot be read: {error.strerror}") from error
             if not size_bytes:
                 raise self._damage("the file ends inside the block")
-            crc = zlib.crc32(buffer[:size_bytes], crc)
+            crc = crc32(buffer[:size_bytes], crc)
             offset += size_bytes
             left -= size_bytes
         return crc

@@ -25,7 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from py_chronolog_client.clock import UNKNOWN_WINDOW_NS, Clock, ClockModel, Reading
@@ -270,11 +270,9 @@ class _ToyWriter(Writer):
         return self._append((encode(the_one(event_string, log_string), self._limit_bytes),))
 
     def log_events(self, batch: Sequence[str | bytes]) -> int:
-        payload, sizes_bytes = encode_batch(batch, self._limit_bytes)
-        ends = accumulate(sizes_bytes)
-        return self._append(
-            tuple(payload[end - size : end] for size, end in zip(sizes_bytes, ends, strict=True))
-        )
+        payload, records = encode_batch(batch, self._limit_bytes)
+        ends = accumulate(map(len, records), initial=0)
+        return self._append(tuple(payload[start:end] for start, end in pairwise(ends)))
 
     def flush(self, timeout_s: float | None = None) -> int:
         log = self._log
