@@ -180,6 +180,8 @@ def _check(request: _Request, size: int) -> None:
             raise InvalidArgumentError(f"{name} {value} is not between 0 and 2**64 - 1")
     if request.start > request.end:
         raise InvalidArgumentError(f"the range starts at {request.start}, after its end {request.end}")
+    if request.root is not None and not isinstance(request.root, int):
+        raise TypeError(f"root is a rank, a whole number, or None, not {request.root!r}")
     if request.root is not None and not 0 <= request.root < size:
         raise InvalidArgumentError(f"root {request.root} is none of the ranks 0 to {size - 1}")
 
@@ -241,7 +243,7 @@ def _scan(
     StoryFiles(here, request.chronicle, request.story).require(own)
     client = clientlib.open_client(here)
     try:
-        left_s = None if deadline_s is None else deadline_s - time.monotonic()
+        left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
         pages = client.replay(*request[:4], clients=own, timeout_s=left_s, verify=verify, report=report)
         return Run(pages)
     finally:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex
 
 from py_chronolog_client.clock import Clock, SystemClock
 from py_chronolog_client.conf import ClientPortalServiceConf, ClientQueryServiceConf, open_engine
@@ -80,7 +80,7 @@ class StoryHandle:
 
     def flush(self, timeout_s: float | None = None) -> int:
         """Bring all events to the durability that the client asked for; return the acknowledged sequence number."""
-        return self._writer.flush(timeout_s)
+        return self._writer.flush(_seconds(timeout_s))
 
     def statistics(self) -> WriterStatistics:
         """Return how many events were logged, are acknowledged, and were lost for which reason."""
@@ -381,7 +381,7 @@ class Client:
             clients=clients,
             snapshot=snapshot,
             since=since,
-            timeout_s=timeout_s,
+            timeout_s=_seconds(timeout_s),
             verify=verify,
             report=report,
         )
@@ -398,7 +398,9 @@ class Client:
             raise NotReaderError(
                 "this client only writes: make it with a ClientQueryServiceConf to follow a story"
             )
-        return self._named(chronicle_name, story_name).follow(chronicle_name, story_name, cursor, timeout_s)
+        return self._named(chronicle_name, story_name).follow(
+            chronicle_name, story_name, cursor, _seconds(timeout_s)
+        )
 
     # -- between codes and errors --
 
@@ -432,6 +434,13 @@ def _time(name: str, value: SupportsIndex) -> int:
     if not 0 <= time_ns <= MAX_TIME_NS:
         raise TypeError(f"{name} is a time, a whole number from 0 to 2**64 - 1, not {value!r}")
     return time_ns
+
+
+def _seconds(value: Any) -> Any:
+    """Return a time-out as it is, if it is one."""
+    if value is not None and (not isinstance(value, SupportsFloat) or not float(value) >= 0):
+        raise InvalidArgumentError(f"timeout_s is a number of seconds, at least 0, not {value!r}")
+    return value
 
 
 def _check_names(*names: str) -> None:

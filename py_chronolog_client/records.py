@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from py_chronolog_client.errors import RecordTooLargeError
@@ -58,6 +59,10 @@ def encode_batch(batch: Iterable[Record], limit_bytes: int) -> tuple[bytes, Sequ
     """
     if isinstance(batch, (str, bytes, bytearray, memoryview)):
         raise TypeError("log_events() takes a sequence of records, not one record")
+    if isinstance(batch, (Mapping, AbstractSet)):
+        raise TypeError(
+            f"log_events() takes a sequence of records, which has an order, not a {type(batch).__name__}"
+        )
     items: Sequence[Any] = tuple(batch)  # the caller's list may change meanwhile
     try:
         text = "".join(items)

@@ -1168,6 +1168,18 @@ def test_no_file_is_ever_made_shorter_or_longer_without_its_blocks(path: pathlib
     assert not calls(path) & {"truncate", "ftruncate"}
 
 
+@pytest.mark.parametrize("value", ["x", -1, float("nan"), b"1"])
+def test_a_timeout_is_a_number_of_seconds(client: Client, value: Any) -> None:
+    handle = acquire(client)
+    for call in (
+        handle.flush,
+        lambda timeout_s: client.replay("c", "s", timeout_s=timeout_s),
+        lambda timeout_s: client.follow("c", "s", {}, timeout_s),
+    ):
+        with pytest.raises(InvalidArgumentError, match="timeout_s is a number of seconds, at least 0, not"):
+            call(value)
+
+
 def test_the_public_names() -> None:
     assert set(chronolog.__all__) >= {
         "Client", "ClientPortalServiceConf", "ClientQueryServiceConf", "ErrorCode", "Event", "EventList", "StoryHandle",

@@ -73,7 +73,7 @@ def test_a_batch_is_not_one_record(batch: object) -> None:
         encode_batch(batch, LIMIT)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("batch", [None, 5])
+@pytest.mark.parametrize("batch", [None, 5, {"a": "b"}, {"a"}])
 def test_a_batch_is_a_sequence(batch: object) -> None:
     with pytest.raises(TypeError):
         encode_batch(batch, LIMIT)  # type: ignore[arg-type]

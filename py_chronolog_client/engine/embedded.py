@@ -24,7 +24,7 @@ from py_chronolog_client.engine.base import (
     Writer,
     WriterOptions,
 )
-from py_chronolog_client.errors import ClosedError, InvalidArgumentError, NotFoundError
+from py_chronolog_client.errors import ClosedError, InvalidArgumentError, NotFoundError, StoreError
 from py_chronolog_client.store.catalog import Catalog
 from py_chronolog_client.store.files import os_errors
 from py_chronolog_client.store.records import read_client_record
@@ -207,6 +207,7 @@ def tail_directory() -> Path | None:
 
     Raises:
         InvalidArgumentError: it names no directory in which files can be made.
+        StoreError: it is full.
     """
     value = os.environ.get(TAIL_DIRECTORY_VARIABLE)
     if not value:
@@ -222,6 +223,10 @@ def tail_directory() -> Path | None:
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(
+                value, f"{error.strerror}: make room there, or unset {TAIL_DIRECTORY_VARIABLE}"
+            ) from error
         raise InvalidArgumentError(
             f"{TAIL_DIRECTORY_VARIABLE}={value}: no file can be made there ({error.strerror}), name another directory "
             "or unset the variable"
