@@ -91,10 +91,17 @@ class Side:
         return self.handle.client_id, self.told
 
 
+def flush_while_a_view_lives_on(side: Side) -> None:
+    """Flush, with the tail in use by somebody: a child cannot unmap it then."""
+    with memoryview(side.handle._writer._own.tail.mapping):  # type: ignore[attr-defined]
+        side.handle.flush()
+
+
 CALLS: dict[str, tuple[int, Callable[[Side], object]]] = {
     "append": (3, Side.log),
     "append that rolls": (16, Side.log),
     "flush": (5, lambda side: side.handle.flush()),
+    "flush while a view lives on": (5, flush_while_a_view_lives_on),
     "close": (5, lambda side: side.handle._writer.close()),
 }
 """How many events are logged before a call that is then interrupted, and the call."""
