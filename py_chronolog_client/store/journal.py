@@ -144,7 +144,9 @@ class Journal:
                 return claim
         epoch = Epoch(self.tail)
         replace(self.epochs, epoch)
-        if os.getpid() != self.pid:  # forked before it was registered, so nobody has revoked it for this child
+        if (
+            os.getpid() != self.pid
+        ):  # forked before it was registered, so nobody has revoked it for this child
             epoch.revoke()
         return Claim(epoch, self.settle(epoch), urgent=True)
 
