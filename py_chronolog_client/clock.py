@@ -15,10 +15,11 @@ import math
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 UNKNOWN_WINDOW_NS = 2**64 - 1
+_ALWAYS = 2**63 - 1
 _LAYOUT = struct.Struct("<QqqdQd")
 MODEL_BYTES = _LAYOUT.size
 
@@ -72,14 +73,24 @@ class Reading:
     model: ClockModel
     steady: bool = False
     """Whether `tick` is known never to decrease (a kernel's monotonic clock)."""
-    until: int = 2**63 - 1
+    until: int = _ALWAYS
     """The last tick for which this is right; a writer then asks its clock again."""
 
     def not_before(self, last_ns: int) -> Reading:
-        """Return a reading whose times never decrease and are at least `last_ns`."""
-        tick, offset_ns = self.tick, self.offset_ns
-        if self.steady and tick() + offset_ns >= last_ns:
-            return self
+        """Return a reading whose times never decrease and are at least `last_ns`.
+
+        A steady one that is behind stands still until it has caught up, and then is over. How far it was behind is part
+        of its window.
+        """
+        tick, offset_ns, model = self.tick, self.offset_ns, self.model
+        until = self.until if self.until == _ALWAYS else self.until + offset_ns
+        if self.steady:
+            behind_ns = last_ns - tick() - offset_ns
+            if behind_ns <= 0:
+                return self
+            until = min(until, last_ns)
+            if model.window_ns != UNKNOWN_WINDOW_NS:
+                model = replace(model, window_ns=model.window_ns + behind_ns)
 
         def never_back() -> int:
             nonlocal last_ns
@@ -87,7 +98,25 @@ class Reading:
             last_ns = max(last_ns, now_ns)
             return last_ns
 
-        return Reading(never_back, 0, self.model)
+        return Reading(never_back, 0, model, until=until)
+
+    def bounded(self) -> Callable[[], int]:
+        """Return `tick`, but raising `ReadingOver` when the reading is over, at the price of a call in Python."""
+        tick, until = self.tick, self.until
+        if until == _ALWAYS:
+            return tick
+
+        def bounded_tick() -> int:
+            raw_ns = tick()
+            if raw_ns > until:
+                raise ReadingOver
+            return raw_ns
+
+        return bounded_tick
+
+
+class ReadingOver(Exception):  # noqa: N818 - not an error: it is time to ask the clock again
+    """A reading was used after its last tick."""
 
 
 class Clock(Protocol):

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from py_chronolog_client.clock import MODEL_BYTES, UNKNOWN_WINDOW_NS, ClockModel, Reading, SystemClock
+from py_chronolog_client.clock import (
+    MODEL_BYTES,
+    UNKNOWN_WINDOW_NS,
+    ClockModel,
+    Reading,
+    ReadingOver,
+    SystemClock,
+)
 from py_chronolog_client.testing.manual_clock import ManualClock
 
 TICKS = st.integers(-(2**62), 2**62)
@@ -34,6 +41,31 @@ def test_a_steady_reading_that_is_late_enough_is_left_alone(ticks: list[int], la
         assert kept is reading, "the hot path gets the bare clock"
     else:
         assert all(kept.tick() + kept.offset_ns >= last_ns for _ in ticks[1:])
+
+
+def test_a_bounded_tick_ends_with_its_reading() -> None:
+    now_ns = 100
+    reading = Reading(lambda: now_ns, 7, ClockModel(), until=101)
+    tick = reading.bounded()
+    assert tick() == 100
+    now_ns = 101
+    assert tick() == 101
+    now_ns = 102
+    with pytest.raises(ReadingOver):
+        tick()
+    assert SystemClock().reading().bounded() is time.monotonic_ns
+
+
+def test_a_steady_reading_that_is_behind_catches_up_and_says_so() -> None:
+    now_ns = 100
+    model = ClockModel(3, 0, 7, 0.0, 1000, 0.0)
+    late = Reading(lambda: now_ns, 7, model, steady=True, until=500).not_before(157)
+    assert late.model == ClockModel(3, 0, 7, 0.0, 1050, 0.0)
+    assert late.tick() + late.offset_ns == 157
+    now_ns = 150
+    assert late.tick() <= late.until, "it still stands still"
+    now_ns = 151
+    assert late.tick() > late.until, "it has caught up: the clock is to be asked again"
 
 
 def test_not_before_keeps_the_model() -> None:

@@ -190,7 +190,7 @@ WRITING = [
     ),
     Defect(
         "a new right does not revoke the others",
-        rights.replace,
+        rights.supplant,
         "other.revoke()\nbreak",
         "break",
         interrupted("append that rolls", "logs"),
@@ -211,9 +211,9 @@ WRITING = [
     ),
     Defect(
         "times go back with another clock",
-        Journal.use_reading,
-        "self.reading = reading.not_before(self.now())",
-        "self.reading = reading",
+        Journal._use_reading,
+        "self._given, self.reading = reading, reading.not_before(self.now())",
+        "self._given = self.reading = reading",
         contract("test_times_never_decrease_under_another_clock"),
     ),
     Defect(

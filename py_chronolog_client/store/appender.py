@@ -22,7 +22,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from py_chronolog_client.clock import Clock, Reading
+from py_chronolog_client.clock import Clock
 from py_chronolog_client.engine.base import Writer, WriterOptions, WriterStatistics
 from py_chronolog_client.errors import ChronoLogError, ClosedError
 from py_chronolog_client.identity import new_client_id
@@ -72,7 +72,7 @@ class Appender(Writer):
         self._maker_pid = os.getpid()
         _writers.add(self)
         try:
-            self._open(options.client_id, options.clock.reading().not_before(1))
+            self._open(options.client_id, options.clock)
         except BaseException:
             _writers.discard(self)
             raise
@@ -109,7 +109,7 @@ class Appender(Writer):
 
     def use_clock(self, clock: Clock) -> None:
         def operation(own: Journal, claim: Claim) -> int:
-            own.use_reading(claim, clock.reading())
+            own.use_clock(claim, clock)
             return 0
 
         self._transact(operation)
@@ -156,10 +156,10 @@ class Appender(Writer):
 
     # -- opening and closing --
 
-    def _open(self, parent_client_id: int, reading: Reading) -> None:
+    def _open(self, parent_client_id: int, clock: Clock) -> None:
         """Open the files of a client of this process: the one of the options where the appender was made, else a new one."""
         while True:
-            journal = apart(lambda: self._make_journal(parent_client_id, reading), Journal.discard)
+            journal = apart(lambda: self._make_journal(parent_client_id, clock), Journal.discard)
             if journal is not None:
                 winner = self._journals.setdefault(journal.pid, journal)
                 if journal.pid == os.getpid():
@@ -171,14 +171,14 @@ class Appender(Writer):
         self._own = winner
         self._free(claim)
 
-    def _make_journal(self, parent_client_id: int, reading: Reading) -> Journal:
+    def _make_journal(self, parent_client_id: int, clock: Clock) -> Journal:
         options = self._options
         client_id, description, first = options.client_id, options.description, options.first_sequence
         if os.getpid() != self._maker_pid:
             client_id, first = new_client_id(), 0
             description = {**description, "parent_client_id": parent_client_id}
         return Journal(
-            self._catalog, self._directory, self._tail_directory, client_id, description, reading, first
+            self._catalog, self._directory, self._tail_directory, client_id, description, clock, first
         )
 
     def _say_goodbye(self, own: Journal, claim: Claim, reason: str) -> int:
@@ -243,6 +243,7 @@ class Appender(Writer):
 
         def operation(own: Journal, claim: Claim) -> int:
             nonlocal left
+            own.renew(claim)
             time_ns = own.now()
             done = len(records) - left
             for piece, its_records in pieces(payload, records, done, _BLOCK_EVENTS, MAX_PAYLOAD_BYTES):
@@ -286,7 +287,7 @@ class Appender(Writer):
                 if self._released:
                     raise ClosedError(f"{self._own.segments[0].path}: this handle was released")
                 if self._own.pid != os.getpid():
-                    self._open(self._own.client_id, self._own.reading)
+                    self._open(self._own.client_id, self._own.clock)
                     claim = None
                 try:
                     claim = self._own.claim(claim, 0.0 if interrupting else _HANDOVER_S)

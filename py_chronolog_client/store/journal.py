@@ -19,17 +19,18 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from py_chronolog_client.clock import Reading
+from py_chronolog_client.clock import Clock, ClockModel, Reading
 from py_chronolog_client.store import owner
 from py_chronolog_client.store.catalog import Catalog
 from py_chronolog_client.store.format import TAIL_OPEN, TailHeader, TailState, encode_record
 from py_chronolog_client.store.pen import Pen, Stored
-from py_chronolog_client.store.rights import Right, is_own, is_revocation, replace
+from py_chronolog_client.store.rights import Right, is_own, is_revocation, supplant
 from py_chronolog_client.store.segment import Segment
 from py_chronolog_client.store.tail import (
     RESERVE_BYTES,
@@ -58,7 +59,8 @@ class Journal:
         first_sequence: number of its first event in this process.
         tail: the newest events.
         segments: the files of blocks that were opened, the newest last.
-        reading: the clock's; under its model are the times of the tail.
+        clock: where times come from.
+        reading: the clock's for now; under its model are the times of the tail.
         epochs: rights to the tail; all but the last are about to be revoked.
         pens: rights to the segments, likewise.
         next_sequence: behind its last event, known when it is closed.
@@ -72,12 +74,14 @@ class Journal:
         tail_directory: Path | None,
         client_id: int,
         description: Mapping[str, Any],
-        reading: Reading,
+        clock: Clock,
         first_sequence: int = 0,
     ) -> None:
         """Acquire the story in `directory`: make the files, or reopen the segment of a client that comes back."""
         self.pid, self.client_id, self.first_sequence = os.getpid(), client_id, first_sequence
-        self.reading = reading
+        self.clock = clock
+        self._given = clock.reading()
+        self.reading = self._given.not_before(1)
         self.next_sequence = self.acknowledged = first_sequence
         self._retry_at_ns = 0
         self._refused_errno = 0
@@ -86,7 +90,7 @@ class Journal:
         fields |= {"first_sequence": first_sequence, "opened_ns": self.now()}
         first_block = encode_record(client_id, first_sequence, fields)
         segment = Segment(root, path, first_block, returning=first_sequence > 0)
-        self.reading = reading.not_before(segment.closed_ns)
+        self.reading = self.reading.not_before(segment.closed_ns)
         try:
             layout = TailHeader.layout(client_id, TAIL_BYTES, TAIL_CAPACITY, owner.boot_id())
             state = TailState(first_sequence, TAIL_OPEN, self.reading.model)
@@ -143,10 +147,8 @@ class Journal:
             if claim is not None and not epoch.revoked:
                 return claim
         epoch = Epoch(self.tail)
-        replace(self.epochs, epoch)
-        if (
-            os.getpid() != self.pid
-        ):  # forked before it was registered, so nobody has revoked it for this child
+        supplant(self.epochs, epoch)
+        if os.getpid() != self.pid:  # forked before this was registered, so nobody has revoked it
             epoch.revoke()
         return Claim(epoch, self.settle(epoch), urgent=True)
 
@@ -171,7 +173,8 @@ class Journal:
         tail, epoch = self.tail, claim.epoch
         slot = tail.first_free(epoch, claim.slot)
         capacity = tail.layout.capacity - RESERVE_EVENTS
-        run = appends(epoch, slot, capacity, tail.end(epoch, slot), self.reading.tick, self.reading.offset_ns)
+        reading = self.reading
+        run = appends(epoch, slot, capacity, tail.end(epoch, slot), reading.bounded(), reading.offset_ns)
         run.send(None)  # type: ignore[arg-type]
         epoch.run = run
         return run.send
@@ -195,7 +198,7 @@ class Journal:
 
     def _new_pen(self) -> Pen:
         pen = Pen(None)
-        replace(self.pens, pen, lambda pen: pen.look(self._progress(), self.client_id))
+        supplant(self.pens, pen, lambda pen: pen.look(self._progress(), self.client_id))
         return pen
 
     # -- what is done with a claim --
@@ -239,7 +242,7 @@ class Journal:
         columns = memoryview(times), memoryview(ends)[1:], memoryview(payload)
         with self.pen() as pen:
             pen.direct = True
-            self._write(pen, *columns, origin=0, tokens=(epoch.token,))
+            self._write(pen, *columns, 0, self.reading.model, tokens=(epoch.token,))
             pen.direct = False
             assert pen.stored is not None
             sequence = pen.stored.sequence
@@ -271,9 +274,8 @@ class Journal:
             done = pen.stored.sequence - base
             if done < slot:
                 start, stop = tail.end(epoch, done), tail.end(epoch, slot)
-                self._write(
-                    pen, epoch.times[done:slot], epoch.ends[done:slot], epoch.memory[start:stop], start
-                )
+                columns = epoch.times[done:slot], epoch.ends[done:slot], epoch.memory[start:stop]
+                self._write(pen, *columns, start, tail.model(epoch))
         claim.slot = 0
         tail.recycle(epoch, base + slot, self.reading.model)
 
@@ -289,11 +291,12 @@ class Journal:
         ends: memoryview,
         payload: memoryview,
         origin: int,
+        model: ClockModel,
         tokens: Sequence[memoryview] = (),
     ) -> None:
         """Write a block."""
         try:
-            pen.write(self.client_id, times, ends, payload, origin, self.reading.model, tokens)
+            pen.write(self.client_id, times, ends, payload, origin, model, tokens)
         except OSError as error:
             if not is_own(error):
                 raise
@@ -301,10 +304,33 @@ class Journal:
             self._retry_at_ns = time.monotonic_ns() + int(RETRY_S * 1e9)
             raise
 
-    def use_reading(self, claim: Claim, reading: Reading) -> None:
+    def use_clock(self, claim: Claim, clock: Clock) -> None:
+        """Let the times come from another clock."""
+        self._use_reading(claim, clock.reading())
+        self.clock = clock
+
+    def renew(self, claim: Claim) -> None:
+        """Ask the clock again if the time of its last reading is over.
+
+        Only a new model ends a block. Where the file system refuses that, the old reading goes on being used, and the
+        clock is asked at every event.
+        """
+        if self.reading.tick() <= self.reading.until:
+            return
+        reading = self.clock.reading()
+        if reading.model == self._given.model:
+            self.reading = replace(reading.not_before(self.now()), model=self.reading.model)
+            return
+        try:
+            self._use_reading(claim, reading)
+        except OSError as error:
+            if not is_own(error):
+                raise
+
+    def _use_reading(self, claim: Claim, reading: Reading) -> None:
         """Let the times come from another reading; the events so far go to a block with the present model."""
         self.roll(claim)
-        self.reading = reading.not_before(self.now())
+        self._given, self.reading = reading, reading.not_before(self.now())
         self.tail.recycle(claim.epoch, self.tail.base(claim.epoch), self.reading.model)
 
     def sync(self) -> None:

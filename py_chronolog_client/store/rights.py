@@ -35,7 +35,7 @@ class Right(Protocol):
 RightT = TypeVar("RightT", bound=Right)
 
 
-def replace(
+def supplant(
     rights: dict[RightT, None],
     new: RightT,
     before_use: Callable[[RightT], None] = lambda right: None,

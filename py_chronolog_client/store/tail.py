@@ -34,7 +34,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
 
-from py_chronolog_client.clock import ClockModel
+from py_chronolog_client.clock import ClockModel, ReadingOver
 from py_chronolog_client.errors import InvalidArgumentError
 from py_chronolog_client.store.files import appear, temporary_beside
 from py_chronolog_client.store.format import (
@@ -138,15 +138,15 @@ def appends(
 ) -> Appends:
     """Append every record that is sent, and yield its time: the fast path.
 
-    Ends when it is thrown `Handover`, when slots or payload have run out, or when its epoch is revoked, and
-    then returns the claim. The record that was sent at that moment is not stored.
+    Ends when it is thrown `Handover`, when slots, payload or the time of the reading have run out, or when its
+    epoch is revoked, and then returns the claim. The record that was sent at that moment is not stored.
 
     Args:
         epoch: the right to write.
         free: first free slot.
         capacity: number of slots that may be used.
         end: offset in the file behind the last record.
-        tick: the reading's tick.
+        tick: the reading's, from `Reading.bounded`.
         offset_ns: the reading's offset.
     """
     room, times, ends = epoch.room, epoch.times, epoch.ends
@@ -160,7 +160,7 @@ def appends(
             times[slot] = time_ns = tick() + offset_ns
             ends[slot] = end
         yield time_ns
-    except Handover:
+    except (Handover, ReadingOver):
         pass
     except ValueError as error:
         if not is_own(error):
@@ -240,6 +240,10 @@ class Tail:
     def end(self, epoch: Epoch, slot: int) -> int:
         """Return the offset behind the last record before `slot`."""
         return epoch.ends[slot - 1] if slot else self.layout.payload_offset
+
+    def model(self, epoch: Epoch) -> ClockModel:
+        """Return the clock model of the present generation."""
+        return ClockModel.unpack(epoch.memory[_CLOCK])
 
     def clear(self, epoch: Epoch, slot: int) -> None:
         """Forget what an interrupted batch left in the slots from `slot` on."""

@@ -14,13 +14,15 @@ class ManualClock:
     Attributes:
         now_ns: the time, in ns since 1970 UTC. Set it.
         model: the clock model of readings that are taken from now on.
+        until: the last time for which readings that are taken from now on are right.
     """
 
     def __init__(self, now_ns: int = 1_000, model: ClockModel | None = None) -> None:
         """Stop the clock at `now_ns`; without a model, nobody knows how wrong it is."""
         self.now_ns = now_ns
         self.model = model or ClockModel()
+        self.until = 2**63 - 1
 
     def reading(self) -> Reading:
         """Return a reading that follows `now_ns`."""
-        return Reading(lambda: self.now_ns, 0, self.model, steady=False)
+        return Reading(lambda: self.now_ns, 0, self.model, steady=False, until=self.until)

@@ -260,7 +260,7 @@ class _ToyWriter(Writer):
         self._pid = os.getpid()
         self._limit_bytes = limit_bytes
         self._lost: list[tuple[str, int]] = []
-        self._reading = options.clock.reading().not_before(1)
+        self.use_clock(options.clock)
 
     @property
     def client_id(self) -> int:
@@ -280,6 +280,7 @@ class _ToyWriter(Writer):
         return log.kept_end
 
     def use_clock(self, clock: Clock) -> None:
+        self._clock = clock
         self._reading = clock.reading().not_before(1)
 
     def statistics(self) -> WriterStatistics:
@@ -304,6 +305,8 @@ class _ToyWriter(Writer):
             if records:
                 self._lost.append((refusal, len(records)))
             return 0
+        if self._reading.tick() > self._reading.until:
+            self.use_clock(self._clock)
         time_ns = log.send(records, self._reading)
         if not log.is_open:  # closed by another thread just now: nobody will flush after us
             log.keep_until(None)

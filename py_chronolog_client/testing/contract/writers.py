@@ -207,6 +207,22 @@ class WriterContract(ContractBase):
         writer.flush()
         assert [row[0] for row in probe.rows()] == returned
 
+    def test_a_reading_that_is_over_is_renewed(self, probe: Probe) -> None:
+        clock = ManualClock(1_000, ClockModel(model_id=1, window_ns=10))
+        clock.until = 1_500
+        writer = probe.open(clock=clock)
+        returned = [writer.log_event("a")]
+        clock.now_ns, clock.until, clock.model = 1_500, 3_000, ClockModel(model_id=2, window_ns=99)
+        returned.append(writer.log_event("b"))
+        clock.now_ns = 1_501
+        returned.append(writer.log_event("c"))
+        clock.now_ns, clock.until = 3_001, 9_000
+        returned += [writer.log_events(["d", "e"]), writer.log_event("f")]
+        writer.flush()
+        assert returned == [1_000, 1_500, 1_501, 3_001, 3_001]
+        windows = [int(window) for page in probe.pages() for window in page.windows_ns()]
+        assert windows == [10, 10, 99, 99, 99, 99]
+
     def test_times_never_decrease_under_the_clock_of_the_system(self, probe: Probe) -> None:
         writer = probe.open()
         returned = [writer.log_event("event") for _ in range(1_000)]

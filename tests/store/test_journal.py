@@ -1,0 +1,106 @@
+"""Clocks whose readings are over after a while: only a new model ends a block, and only the writer notices."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+from dataclasses import replace
+
+import pytest
+
+from py_chronolog_client.clock import ClockModel, Reading
+from py_chronolog_client.engine.base import WriterOptions
+from py_chronolog_client.engine.embedded import EmbeddedEngine
+from tests.store.writing import CHRONICLE, STORY, files, read
+
+
+class DriftingClock:
+    """A raw clock that loses 1 ns in 1000, kept right by offsets that are good for 1000 ns."""
+
+    def __init__(self) -> None:
+        self.raw_ns = 10_000
+        self.asked = 0
+        self.model = ClockModel(1, 10_000, 500_000, 1e-3, 40, 0.0)
+
+    def reading(self) -> Reading:
+        self.asked += 1
+        offset_ns = self.model.time_at(self.raw_ns) - self.raw_ns
+        return Reading(lambda: self.raw_ns, offset_ns, self.model, steady=True, until=self.raw_ns + 1_000)
+
+
+def blocks(store: pathlib.Path) -> int:
+    (segment,) = files(store, "*.log")
+    return segment.read_bytes().count(b"CLOGBLK1")
+
+
+def windows(store: pathlib.Path) -> list[int]:
+    engine = EmbeddedEngine(store, create=False)
+    return [int(window) for page in engine.scan(CHRONICLE, STORY) for window in page.windows_ns()]
+
+
+def test_offsets_are_refreshed_without_ending_a_block(tmp_path: pathlib.Path) -> None:
+    engine, clock = EmbeddedEngine(tmp_path / "store"), DriftingClock()
+    engine.create_chronicle(CHRONICLE, {})
+    writer = engine.open_writer(CHRONICLE, STORY, {}, WriterOptions(1, clock))
+    for number in range(1_000):
+        clock.raw_ns += 100
+        time_ns = writer.log_event(f"{number}")
+        assert abs(time_ns - clock.model.time_at(clock.raw_ns)) <= 2
+    assert 90 <= clock.asked <= 110
+    assert blocks(tmp_path / "store") == 1, "the client record only"
+    writer.flush()
+    assert blocks(tmp_path / "store") == 2
+    assert set(windows(tmp_path / "store")) == {40}
+    writer.close()
+
+
+def test_a_new_model_ends_the_block_and_a_step_back_is_part_of_the_window(tmp_path: pathlib.Path) -> None:
+    engine, clock = EmbeddedEngine(tmp_path / "store"), DriftingClock()
+    engine.create_chronicle(CHRONICLE, {})
+    writer = engine.open_writer(CHRONICLE, STORY, {}, WriterOptions(1, clock))
+    before_ns = writer.log_event("before")
+    clock.raw_ns += 2_000
+    clock.model = replace(clock.model, model_id=2, offset_ns=clock.model.offset_ns - 7_000)
+    true_ns = clock.model.time_at(clock.raw_ns)
+    stood_ns = writer.log_event("at the step")
+    assert stood_ns == before_ns + 2_000 > true_ns, "by the old model, where the new one would go back"
+    assert blocks(tmp_path / "store") == 2
+    clock.raw_ns += 900
+    assert writer.log_event("it stands still") == stood_ns
+    clock.raw_ns += 9_000
+    after_ns = writer.log_event("it goes on")
+    assert abs(after_ns - clock.model.time_at(clock.raw_ns)) <= 2
+    writer.flush()
+    assert blocks(tmp_path / "store") == 3, "catching up ends no block"
+    first, *later = windows(tmp_path / "store")
+    assert first == 40
+    assert set(later) == {40 + stood_ns - true_ns}
+    writer.close()
+
+
+def test_on_a_full_disk_the_old_reading_goes_on(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, clock = EmbeddedEngine(tmp_path / "store"), DriftingClock()
+    engine.create_chronicle(CHRONICLE, {})
+    writer = engine.open_writer(CHRONICLE, STORY, {}, WriterOptions(1, clock))
+    returned = [writer.log_event("before")]
+    clock.model = replace(clock.model, model_id=2, window_ns=5)
+
+    def full(*arguments: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    full.__globals__["__name__"], name = "py_chronolog_client.store.device", full.__globals__["__name__"]
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwritev", full)
+            clock.raw_ns += 2_000
+            returned.append(writer.log_event("while it is full"))
+    finally:
+        full.__globals__["__name__"] = name
+    assert all(returned)
+    assert dict(writer.statistics().lost) == {}
+    writer.close()
+    found = read(tmp_path / "store")
+    assert [event.record for event in found] == [b"before", b"while it is full"]
