@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from chronolog_hpc.clocksync import SyncedClock as SyncedClock
+    from chronolog_hpc.clocksync import before as before
     from chronolog_hpc.mpi import guard as guard
     from chronolog_hpc.replay import replay_story as replay_story
     from chronolog_hpc.session import ClientInfo as ClientInfo
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "ClientInfo": "session",
     "RankStory": "session",
+    "SyncedClock": "clocksync",
+    "before": "clocksync",
     "describe_clients": "session",
     "guard": "mpi",
     "open_story": "session",
@@ -28,7 +32,16 @@ _HOMES = {
     "__version__": "clientlib",
 }
 
-__all__ = ["ClientInfo", "RankStory", "describe_clients", "guard", "open_story", "replay_story"]
+__all__ = [
+    "ClientInfo",
+    "RankStory",
+    "SyncedClock",
+    "before",
+    "describe_clients",
+    "guard",
+    "open_story",
+    "replay_story",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -75,7 +75,14 @@ from py_chronolog_client import (  # noqa: E402  only after the check
     RecordTooLargeError,
     StoryHandle,
 )
-from py_chronolog_client.clock import Clock, ClockModel, Reading, SystemClock, offset_to_utc  # noqa: E402
+from py_chronolog_client.clock import (  # noqa: E402
+    WANDER,
+    Clock,
+    ClockModel,
+    Reading,
+    SystemClock,
+    offset_to_utc,
+)
 from py_chronolog_client.conf import FILE_PROTOCOL, STORE_VARIABLE  # noqa: E402
 from py_chronolog_client.engine.base import (  # noqa: E402
     MAX_TIME_NS,
@@ -99,6 +106,7 @@ from py_chronolog_client.store.root import store_path  # noqa: E402
 if TYPE_CHECKING:
     from py_chronolog_client.page import U64, MemoryPage, Page, Payload
     from py_chronolog_client.store.catalog import Catalog
+    from py_chronolog_client.timeline import correct
 
 __all__ = [
     "STORE_VARIABLE",
@@ -134,10 +142,12 @@ __all__ = [
     "StoryHandle",
     "SystemClock",
     "U64",
+    "WANDER",
     "WriterStatistics",
     "acquire",
     "check",
     "check_is_ours",
+    "correct",
     "offset_to_utc",
     "open_client",
     "release",
@@ -153,6 +163,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(PACKAGE).__version__
     if name in ("Page", "MemoryPage", "Payload", "U64"):
         return getattr(importlib.import_module("py_chronolog_client.page"), name)
+    if name == "correct":
+        return importlib.import_module("py_chronolog_client.timeline").correct
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

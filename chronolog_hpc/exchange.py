@@ -41,7 +41,9 @@ class Piece(NamedTuple):
     columns: Columns
     payload: Payload
     windows_ns: U64 | None
-    """Half-width of the window around each time; None where nobody knows any."""
+    """Half-width of the window around each key; None where nobody knows any."""
+    times: U64 | None = None
+    """What `log_event` returned; None where that is the key."""
 
     def __len__(self) -> int:
         return len(self.payload)
@@ -54,19 +56,22 @@ class Piece(NamedTuple):
     def part(self, start: int, stop: int) -> Piece:
         """Return the events from `start` up to `stop` (not included), without copying them."""
         columns = Columns(*(column[start:stop] for column in self.columns))
-        windows_ns = None if self.windows_ns is None else self.windows_ns[start:stop]
-        return Piece(columns, self.payload.part(start, stop), windows_ns)
+        more = (None if column is None else column[start:stop] for column in self[2:])
+        return Piece(columns, self.payload.part(start, stop), *more)
 
     def copy(self) -> Piece:
         """Return the same events in memory of their own, so that what they were cut from can go."""
         columns = Columns(*(column.copy() for column in self.columns))
-        windows_ns = None if self.windows_ns is None else self.windows_ns.copy()
-        return Piece(columns, Payload(self.payload.ends.copy(), bytes(self.payload.data)), windows_ns)
+        more = (None if column is None else column.copy() for column in self[2:])
+        return Piece(columns, Payload(self.payload.ends.copy(), bytes(self.payload.data)), *more)
 
     def words(self) -> U64:
-        """Return everything but the records' bytes: uint64, shape (4 n,), or (5 n,) with windows."""
-        known = [] if self.windows_ns is None else [self.windows_ns]
-        return np.concatenate([*self.columns, self.payload.ends, *known])
+        """Return everything but the records' bytes: uint64, shape (4 n,), (5 n,) with windows, (6 n,) with times too."""
+        windows_ns = self.windows_ns
+        if windows_ns is None and self.times is not None:
+            windows_ns = _unknown(len(self))
+        more = [column for column in (windows_ns, self.times) if column is not None]
+        return np.concatenate([*self.columns, self.payload.ends, *more])
 
 
 NOTHING = Piece(Columns(*[np.empty(0, np.uint64)] * 3), Payload.of([]), None)
@@ -77,16 +82,19 @@ class Run:
 
     Attributes:
         columns: the keys.
-        windows_ns: half-width of the window around each time; None where nobody knows any.
+        windows_ns: half-width of the window around each key; None where nobody knows any.
+        times: what `log_event` returned; None where that is the key.
     """
 
-    def __init__(self, pages: Iterable[Page]) -> None:
-        """Make a run of the pages of a replay, which may belong to nobody else."""
+    def __init__(self, pages: Iterable[Page], *, aligned: bool = False) -> None:
+        """Make a run of the pages of a replay, which may belong to nobody else and are all `aligned` or not."""
         self._pages = [page for page in pages if len(page)]
         self._starts: list[int] = np.cumsum([0, *map(len, self._pages)]).tolist()
         self._mean_bytes = _FIRST_MEAN_BYTES
         self.windows_ns = self._join_windows()
-        self.columns = Columns(*(self._join(name) for name in Columns._fields))
+        self.times = self._join("times") if aligned else None
+        key = "aligned" if aligned else "times"
+        self.columns = Columns(*(self._join(name) for name in (key, *Columns._fields[1:])))
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -111,8 +119,8 @@ class Run:
             place += fitting
             left_bytes = left_bytes - int(costs[-1]) if fitting == len(got) else 0
         columns = Columns(*(column[start:place] for column in self.columns))
-        windows_ns = None if self.windows_ns is None else self.windows_ns[start:place]
-        return Piece(columns, Payload.join(parts), windows_ns)
+        more = (None if column is None else column[start:place] for column in (self.windows_ns, self.times))
+        return Piece(columns, Payload.join(parts), *more)
 
     def _join(self, name: str) -> U64:
         """Put one column of all pages into one array, of which the pages keep views."""
@@ -128,7 +136,7 @@ class Run:
         for page, start in zip(self._pages, self._starts, strict=False):
             windows_ns = page.windows_ns()
             if known is None and not np.all(windows_ns == _UNKNOWN_NS):
-                known = np.full(len(self), _UNKNOWN_NS, np.uint64)
+                known = _unknown(len(self))
             if known is not None:
                 known[start : start + len(page)] = windows_ns
         return known
@@ -254,10 +262,9 @@ def _swap(team: Team, pieces: Sequence[Piece]) -> list[Piece]:
     received, word, byte = [], 0, 0
     for events, words_count, payload_bytes in incoming.tolist():
         rows = came[word : word + words_count].reshape(-1, max(events, 1))
-        windows_ns = rows[4] if len(rows) > 4 else None
         if events:
             payload = Payload(rows[3], view[byte : byte + payload_bytes])
-            received.append(Piece(Columns(*rows[:3]), payload, windows_ns))
+            received.append(Piece(Columns(*rows[:3]), payload, *(rows[4:] if len(rows) > 4 else [None])))
         else:
             received.append(NOTHING)
         word, byte = word + words_count, byte + payload_bytes
@@ -274,24 +281,32 @@ def _take_in(inbox: Inbox, received: Sequence[Piece]) -> MemoryPage | None:
 def _merge(pieces: Sequence[Piece]) -> MemoryPage:
     """Merge pieces into one page. Each is in order; the pieces of a sender follow each other."""
     if len(pieces) == 1:
-        whole = pieces[0].copy()  # its memory holds what came from the other senders too
-        return MemoryPage(*whole.columns, whole.payload, whole.windows_ns)
-    times, client_ids, sequences = (
+        # its memory holds what came from the other senders too
+        return _page(*pieces[0].copy())
+    keys, client_ids, sequences = (
         np.concatenate([piece.columns[number] for piece in pieces]) for number in range(3)
     )
-    windows_ns = None
-    if any(piece.windows_ns is not None for piece in pieces):
-        windows_ns = np.concatenate(
-            [
-                np.full(len(p), _UNKNOWN_NS, np.uint64) if p.windows_ns is None else p.windows_ns
-                for p in pieces
-            ]
-        )
-    order = np.argsort(times, kind="stable")
-    sorted_times, sorted_ids = times[order], client_ids[order]
-    if np.any((sorted_times[1:] == sorted_times[:-1]) & (sorted_ids[1:] < sorted_ids[:-1])):
-        order = np.lexsort((client_ids, times))  # stable, and each client's events are in order already
+    order = np.argsort(keys, kind="stable")
+    sorted_keys, sorted_ids = keys[order], client_ids[order]
+    if np.any((sorted_keys[1:] == sorted_keys[:-1]) & (sorted_ids[1:] < sorted_ids[:-1])):
+        order = np.lexsort((client_ids, keys))  # stable, and each client's events are in order already
+    columns = Columns(keys[order], client_ids[order], sequences[order])
     payload = Payload.join([piece.payload for piece in pieces]).take(order)
-    if windows_ns is not None:
-        windows_ns = windows_ns[order]
-    return MemoryPage(times[order], client_ids[order], sequences[order], payload, windows_ns)
+    windows_ns = times = None
+    if any(piece.windows_ns is not None for piece in pieces):
+        windows = [_unknown(len(p)) if p.windows_ns is None else p.windows_ns for p in pieces]
+        windows_ns = np.concatenate(windows)[order]
+    if pieces[0].times is not None:
+        times = np.concatenate([piece.times for piece in pieces if piece.times is not None])[order]
+    return _page(columns, payload, windows_ns, times)
+
+
+def _page(columns: Columns, payload: Payload, windows_ns: U64 | None, times: U64 | None) -> MemoryPage:
+    keys, client_ids, sequences = columns
+    if times is None:
+        return MemoryPage(keys, client_ids, sequences, payload, windows_ns)
+    return MemoryPage(times, client_ids, sequences, payload, windows_ns, aligned=keys)
+
+
+def _unknown(count: int) -> U64:
+    return np.full(count, _UNKNOWN_NS, np.uint64)

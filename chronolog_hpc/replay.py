@@ -51,6 +51,7 @@ class _Request(NamedTuple):
     start: int
     end: int
     root: int | None
+    aligned: bool
 
 
 def replay_story(
@@ -64,6 +65,7 @@ def replay_story(
     root: int | None = None,
     timeout_s: float | None = None,
     allow_damage: bool = False,
+    aligned: bool = False,
 ) -> EventList:
     """Replay a story on all ranks; return this rank's slice of it.
 
@@ -84,6 +86,9 @@ def replay_story(
         timeout_s: give up after this time.
         allow_damage: deliver what can be believed, and put the damages of the whole story into
             `EventList.damages` on every rank, instead of raising the first.
+        aligned: put every event where all synchronisations of its clock, also those behind it, say that it
+            belongs: range, order and `EventList.time_window_ns` are those of `EventList.aligned_times`. For a
+            finished job; the times of the events stay as they were logged.
 
     Returns:
         The events. On several ranks they are in memory; on one rank their records are read from the store
@@ -98,7 +103,7 @@ def replay_story(
         StoreError: a rank does not see the store that rank 0 sees.
     """
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-    request = _Request(chronicle, story, start, end, root)
+    request = _Request(chronicle, story, start, end, root, bool(aligned))
     with Team(comm) as team:
         directory, client_ids = _begin(team, request, store)
         own = _deal_out(team, directory, request, client_ids) if team.size > 1 else None
@@ -202,7 +207,9 @@ def _scan_alone(directory: Path, request: _Request, timeout_s: float | None, rep
     events = EventList()
     client = clientlib.open_client(directory)
     try:
-        for page in client.replay(*request[:4], timeout_s=timeout_s, verify=True, report=report):
+        for page in client.replay(
+            *request[:4], timeout_s=timeout_s, verify=True, aligned=request.aligned, report=report
+        ):
             events.add_page(page)
     finally:
         client.Disconnect()
@@ -244,8 +251,15 @@ def _scan(
     client = clientlib.open_client(here)
     try:
         left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-        pages = client.replay(*request[:4], clients=own, timeout_s=left_s, verify=verify, report=report)
-        return Run(pages)
+        pages = client.replay(
+            *request[:4],
+            clients=own,
+            timeout_s=left_s,
+            verify=verify,
+            aligned=request.aligned,
+            report=report,
+        )
+        return Run(pages, aligned=request.aligned)
     finally:
         client.Disconnect()
 

@@ -34,6 +34,7 @@ from chronolog_hpc.clientlib import (
     InvalidArgumentError,
     StoreError,
     StoryHandle,
+    SystemClock,
     WriterStatistics,
     store_path,
 )
@@ -72,6 +73,8 @@ class RankStory:
     """Name of the story that this rank writes; with `per_rank` it ends in the rank."""
     store: Path
     """Directory of the store, absolute."""
+    clock: Clock
+    """Where this rank's times come from: a `SyncedClock`, unless another one was given or there is no MPI."""
 
     @property
     def client_id(self) -> int:
@@ -158,6 +161,10 @@ def open_story(
 
     Collective: over `comm`, at the beginning and at the end of the block; synchronises both times.
 
+    Times are on one time line, which the ranks synchronise to at the beginning and once more at the end, so that
+    an aligned replay can interpolate. That costs about a second where clocks are measured, and less than a
+    millisecond where all ranks read the same one (docs/clock.md).
+
     Durability: an event whose `log_event` returned survives the death of its process; see `durability`.
 
     Args:
@@ -169,7 +176,9 @@ def open_story(
         attrs: attributes of the story, if it is created.
         durability: what an acknowledged event survives: the death of its "process", or a power cut of its
             "node".
-        clock: where this rank's times come from; None for the system's.
+        clock: where this rank's times come from: a `SyncedClock` over `comm`, which is synchronised at the
+            beginning if it never was, and at the end, and stays open; or `SystemClock()` or another clock, which
+            is only read. None for a new `SyncedClock`, or without MPI for the system's clock.
         description: kept with this rank's events, beside rank, size, host, pid, job and attempt.
 
     Yields:
@@ -189,24 +198,25 @@ def open_story(
             "mode": "per-rank" if per_rank else "shared",
             **_job(),
         }
-        opening = _Opening(
-            chronicle, name, attrs, {"durability": durability, "clock": clock, "description": described}
-        )
         asked = _Asked(chronicle, story, per_rank, None if store is None else os.fsdecode(store), durability)
-        client, handle, directory = _open(team, opening, asked)
-        rank_story = RankStory(
-            handle.log_event, handle, client, team.rank, team.size, chronicle, name, directory
-        )
-        try:
-            yield rank_story
-        except BaseException as error:
-            if is_clean_exit(error):
-                _close(team, rank_story, story)
-            else:
-                _give_up(rank_story)
-                team.leave(error)
-            raise
-        _close(team, rank_story, story)
+        with _common_clock(team, clock) as common:
+            opening = _Opening(
+                chronicle, name, attrs, {"durability": durability, "clock": common, "description": described}
+            )
+            client, handle, directory = _open(team, opening, asked)
+            rank_story = RankStory(
+                handle.log_event, handle, client, team.rank, team.size, chronicle, name, directory, common
+            )
+            try:
+                yield rank_story
+            except BaseException as error:
+                if is_clean_exit(error):
+                    _close(team, rank_story, story)
+                else:
+                    _give_up(rank_story)
+                    team.leave(error)
+                raise
+            _close(team, rank_story, story)
 
 
 def describe_clients(client: Client, chronicle: str, story: str) -> dict[int, ClientInfo]:
@@ -236,6 +246,33 @@ def describe_clients(client: Client, chronicle: str, story: str) -> dict[int, Cl
 
 
 # -- opening --
+
+
+@contextlib.contextmanager
+def _common_clock(team: Team, given: Clock | None) -> Iterator[Clock]:
+    """Yield the clock of a session, synchronised if it is one that can be."""
+    if team.comm is None and given is None:
+        yield SystemClock()
+        return
+    if given is not None and not hasattr(given, "sync"):
+        yield given
+        return
+    from chronolog_hpc.clocksync import SyncedClock
+
+    with contextlib.ExitStack() as stack:
+        clock = given if isinstance(given, SyncedClock) else stack.enter_context(SyncedClock(team.comm))
+
+        def check() -> None:
+            if (clock.team.rank, clock.team.size) != (team.rank, team.size):
+                raise InvalidArgumentError(
+                    f"clock= is rank {clock.team.rank} of {clock.team.size} of its own ranks, and here this is rank "
+                    f"{team.rank} of {team.size}: make it over the communicator of the story"
+                )
+
+        team.together(check)
+        if not clock.models:
+            clock.sync("open")
+        yield clock
 
 
 @dataclass(frozen=True)
@@ -375,6 +412,10 @@ def _give_up(rank_story: RankStory) -> None:
 def _close(team: Team, rank_story: RankStory, story: str) -> None:
     """Close on all ranks, and report what could not be stored on any of them."""
     error: Exception | None = None
+    if hasattr(rank_story.clock, "sync"):
+        from chronolog_hpc.clocksync import QUICK
+
+        rank_story.clock.sync("close", QUICK)
     try:
         client = rank_story.client
         held = (rank_story.chronicle, rank_story.story)

@@ -362,6 +362,7 @@ class Client:
         since: Snapshot | None = None,
         timeout_s: float | None = None,
         verify: bool = False,
+        aligned: bool = False,
         report: ScanReport | None = None,
     ) -> Iterator[Page]:
         """Yield the events of a story in order, as pages of columns, in bounded memory. An extension of the ChronoLog API.
@@ -383,6 +384,7 @@ class Client:
             since=since,
             timeout_s=_seconds(timeout_s),
             verify=verify,
+            aligned=aligned,
             report=report,
         )
 

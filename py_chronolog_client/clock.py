@@ -14,12 +14,15 @@ from __future__ import annotations
 import math
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 UNKNOWN_WINDOW_NS = 2**64 - 1
 _ALWAYS = 2**63 - 1
+WANDER = 1e-7
+"""By how much the rate of a clock may wander while a model is in use, relative."""
+
 _LAYOUT = struct.Struct("<QqqdQd")
 MODEL_BYTES = _LAYOUT.size
 
@@ -62,6 +65,22 @@ class ClockModel:
     def unpack(cls, data: bytes | memoryview) -> ClockModel:
         """Read the 48 bytes that `pack` made."""
         return cls(*_LAYOUT.unpack(data))
+
+
+def pack_models(models: Iterable[ClockModel]) -> bytes:
+    """Return the bytes of several models, one after another."""
+    return b"".join(model.pack() for model in models)
+
+
+def unpack_models(data: bytes) -> tuple[ClockModel, ...]:
+    """Read the models that `pack_models` wrote.
+
+    Raises:
+        ValueError: the bytes are none.
+    """
+    if len(data) % MODEL_BYTES:
+        raise ValueError(f"{len(data)} bytes are no clock models")
+    return tuple(ClockModel(*fields) for fields in _LAYOUT.iter_unpack(data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +144,11 @@ class Clock(Protocol):
     Thread safety: `reading` may be called from any thread.
     """
 
+    @property
+    def models(self) -> Sequence[ClockModel]:
+        """The models of all synchronisations so far, by rising `base_ns`: what an aligned replay interpolates between."""
+        ...
+
     def reading(self) -> Reading:
         """Return how to make timestamps from now on."""
         ...
@@ -132,6 +156,8 @@ class Clock(Protocol):
 
 class SystemClock:
     """CLOCK_MONOTONIC plus the offset to UTC at construction."""
+
+    models: Sequence[ClockModel] = ()
 
     def __init__(self) -> None:
         base_ns, offset_ns = offset_to_utc(time.monotonic_ns)

@@ -85,8 +85,23 @@ class EventList(MutableSequence[Event]):
         return low_words(self.sequences)
 
     @property
+    def aligned_times(self) -> U64:
+        """Times as all synchronisations together tell them: uint64, shape (n,), ns since 1970 UTC.
+
+        What an aligned replay is ordered by; the same as `times` of any other.
+        """
+        import numpy as np
+
+        if self._events is not None or not self._pages:
+            return self.times
+        return np.concatenate([page.keys for page in self._pages])
+
+    @property
     def time_window_ns(self) -> U64:
-        """Half-width of the hard window around every time: uint64, shape (n,), ns; 2**64 - 1 where nobody knows."""
+        """Half-width of the hard window around every aligned time: uint64, shape (n,), ns; 2**64 - 1 where nobody knows.
+
+        In a replay that is not aligned, around every time.
+        """
         import numpy as np
 
         if self._events is not None:

@@ -91,23 +91,30 @@ class Payload:
 
 
 class Page(ABC):
-    """Events in the order (time, client id, sequence).
+    """Events in the order (time, client id, sequence), or of an aligned replay (aligned time, client id, sequence).
 
     Attributes:
-        times: uint64, shape (n,), ns since 1970 UTC, never decreasing.
+        times: uint64, shape (n,), ns since 1970 UTC, as `log_event` returned them.
         client_ids: uint64, shape (n,).
         sequences: uint64, shape (n,).
+        aligned: uint64, shape (n,), ns since 1970 UTC; None if the replay is not aligned.
     """
 
-    __slots__ = ("client_ids", "sequences", "times")
+    __slots__ = ("aligned", "client_ids", "sequences", "times")
 
-    def __init__(self, times: U64, client_ids: U64, sequences: U64) -> None:
+    def __init__(self, times: U64, client_ids: U64, sequences: U64, aligned: U64 | None = None) -> None:
         self.times = times
         self.client_ids = client_ids
         self.sequences = sequences
+        self.aligned = aligned
 
     def __len__(self) -> int:
         return len(self.times)
+
+    @property
+    def keys(self) -> U64:
+        """What the events are ordered by, before client id and sequence: aligned times if there are any."""
+        return self.times if self.aligned is None else self.aligned
 
     @property
     def indexes(self) -> U32:
@@ -131,7 +138,7 @@ class Page(ABC):
         return self.payload(start, stop).records()
 
     def windows_ns(self) -> U64:
-        """Return the half-width of the hard window around every time: uint64, shape (n,), ns.
+        """Return the half-width of the hard window around every key: uint64, shape (n,), ns.
 
         `UNKNOWN_WINDOW_NS` where the time is the system clock's.
         """
@@ -144,15 +151,22 @@ class MemoryPage(Page):
     __slots__ = ("_payload", "_windows_ns")
 
     def __init__(
-        self, times: U64, client_ids: U64, sequences: U64, payload: Payload, windows_ns: U64 | None = None
+        self,
+        times: U64,
+        client_ids: U64,
+        sequences: U64,
+        payload: Payload,
+        windows_ns: U64 | None = None,
+        aligned: U64 | None = None,
     ) -> None:
         """Make a page of n events.
 
         Args:
             payload: the records.
             windows_ns: uint64, shape (n,), or None for the system's clock.
+            aligned: uint64, shape (n,), or None if the replay is not aligned.
         """
-        super().__init__(times, client_ids, sequences)
+        super().__init__(times, client_ids, sequences, aligned)
         self._payload = payload
         self._windows_ns = windows_ns
 

@@ -361,15 +361,15 @@ READING = [
     Defect(
         "ties are ordered by chance",
         storylog._pages,
-        'order = np.argsort(times, kind="stable")',
-        'order = np.argsort(times[::-1], kind="stable")[::1]',
+        'order = np.argsort(keys, kind="stable")',
+        'order = np.argsort(keys[::-1], kind="stable")[::1]',
         contract("test_order_is_time_client_sequence"),
     ),
     Defect(
         "the end of a range is left out",
-        storylog._Cursor._restrict,
-        'int(np.searchsorted(times, np.uint64(end_ns), "right")), self._marks[1] - stretch.first_sequence',
-        "int(np.searchsorted(times, np.uint64(end_ns))), self._marks[1] - stretch.first_sequence",
+        storylog._Cursor._wanted,
+        'int(np.searchsorted(keys, np.uint64(end_ns), "right")), self._marks[1] - stretch.first_sequence',
+        "int(np.searchsorted(keys, np.uint64(end_ns))), self._marks[1] - stretch.first_sequence",
         contract("test_a_range_includes_both_ends"),
     ),
     Defect(

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from chronolog_hpc.clientlib import ClockModel
+from chronolog_hpc.clientlib import WANDER, ClockModel
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
@@ -32,8 +32,6 @@ CLEAN_FACTOR = 1.5
 """A burst is clean if its half-width is at most so many times the best of all."""
 RATE_LIMIT = 1e-3
 """Two clocks of this world differ by less than this relative rate, also while NTP slews one of them."""
-WANDER = 1e-7
-"""How much the relative rate of two clocks may change while a model is in use."""
 
 _ROUNDING_NS = 1.0
 

@@ -4,7 +4,7 @@ All ranks make it together, and synchronise together when they say `sync`; in be
 common time line is the clock of rank 0, counted from 1970 UTC as its wall clock showed it at the first
 synchronisation. How far that is from UTC is not part of any window.
 
-    clock = SyncedClock(MPI.COMM_WORLD)
+    clock = SyncedClock(MPI.COMM_WORLD)      # `open_story` makes one, as `story.clock`
     clock.sync("start")
     t = clock.now()
     ...
@@ -26,12 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chronolog_hpc.clientlib import ClockModel, InvalidArgumentError, Reading, offset_to_utc
+from chronolog_hpc.clientlib import ClockModel, InvalidArgumentError, Reading, correct, offset_to_utc
 from chronolog_hpc.clocksync.bounds import I64, refine
 from chronolog_hpc.clocksync.hlc import HybridClock
 from chronolog_hpc.clocksync.measure import Effort, answer, ask, measure, teach
 from chronolog_hpc.clocksync.raw import Health, RawClock, system_clock
-from chronolog_hpc.clocksync.timeline import correct
 from chronolog_hpc.clocksync.tree import edges, leaders_of
 from chronolog_hpc.mpi import Team, load_mpi, wait
 
@@ -183,6 +182,8 @@ class SyncedClock:
         """
         effort, start_s, number = effort or self.effort, time.monotonic(), len(self.models) + 1
         learned = _Found(ClockModel(number, self.source.read(), self.origin_ns, 0.0, 0, 0.0))
+        if len(self.leaders) > 1:
+            self.team.barrier()  # asleep: measuring spins
         if self._leader_comm is not None and self._group_comm is not None:
             if self.leader == self.team.rank:
                 learned = self._measure(effort, learned.model)
@@ -285,6 +286,8 @@ class SyncedClock:
         model, raw_ns = self.models[-1], self.source.read()
         kept = replace(model, window_ns=model.window_ns + TOLERANCE_NS) if model.rate else model
         offset_ns = model.time_at(raw_ns) - raw_ns
+        if not model.window_rate:  # the reference itself, which nothing can correct
+            return Reading(self.source.read, offset_ns, kept, steady=True)
         return Reading(self.source.read, offset_ns, kept, steady=True, until=raw_ns + _fresh_for_ns(model))
 
     # -- messages --

@@ -268,6 +268,7 @@ class Engine(ABC):
         since: Snapshot | None = None,
         timeout_s: float | None = None,
         verify: bool = False,
+        aligned: bool = False,
         report: ScanReport | None = None,
     ) -> Iterator[Page]:
         """Deliver the events of `[start_ns, end_ns]` in order, in pages of bounded size.
@@ -284,6 +285,8 @@ class Engine(ABC):
             since: deliver only events at or above these marks.
             timeout_s: raise ReplayTimeoutError when the scan takes longer.
             verify: check the records of every page before it is delivered.
+            aligned: put every event where all synchronisations of its clock, also later ones, say that it belongs:
+                range and order are those of `Page.aligned`.
             report: filled with what was found wrong; without it, DamageError is raised at the end.
         """
 

@@ -134,6 +134,7 @@ class EmbeddedEngine(Engine):
         since: Snapshot | None = None,
         timeout_s: float | None = None,
         verify: bool = False,
+        aligned: bool = False,
         report: ScanReport | None = None,
     ) -> Iterator[Page]:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -143,7 +144,7 @@ class EmbeddedEngine(Engine):
         until = log.snapshot()
         if snapshot is not None:
             until = {client_id: min(mark, snapshot.get(client_id, 0)) for client_id, mark in until.items()}
-        yield from log.pages(start_ns, end_ns, since or {}, until, found, deadline, verify)
+        yield from log.pages(start_ns, end_ns, since or {}, until, found, deadline, verify, aligned)
         if report is None and found.damages:
             raise found.damages[0]
 

@@ -266,6 +266,7 @@ class Appender(Writer):
         """Move the tail to a block and, for durability "node", bring it to the device."""
         own.ask_again()
         own.roll(claim)
+        own.note_models()
         if self._options.durability == "node":
             own.sync()
         return 0

@@ -7,6 +7,7 @@ the tail in between is then found in a block.
 
 from __future__ import annotations
 
+import copy
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -16,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from py_chronolog_client.clock import ClockModel, unpack_models
 from py_chronolog_client.engine.base import ScanReport
 from py_chronolog_client.errors import DamageError
 from py_chronolog_client.page import U64, Payload
+from py_chronolog_client.store.aligned import aligned_stretches
 from py_chronolog_client.store.blocks import complete_block, read_exactly, read_header
 from py_chronolog_client.store.format import (
     ALIGNMENT,
@@ -62,6 +65,7 @@ class ClientLog:
         self.description: dict[str, Any] = {}
         self.closing: dict[str, Any] | None = None
         self.end_sequence = 0
+        self._models: dict[int, tuple[ClockModel, ...]] = {}
         self._base_path = str(directory / f"{client_id:016x}")
         self._tail_path = f"{self._base_path}.tail"
         self._first_sequence = self._announced = 0
@@ -128,6 +132,17 @@ class ClientLog:
         if place < 0 or sequence >= self._stretches[place].end_sequence:
             raise DamageError(f"{self._base_path}.log", 0, f"event {sequence} is missing")
         return self._stretches[place]
+
+    def models(self, sequence: int) -> tuple[ClockModel, ...]:
+        """Return what is known of the synchronisations of the clock under which an event was logged."""
+        since = max((first for first in self._models if first <= sequence), default=None)
+        return () if since is None else self._models[since]
+
+    def aligned(self) -> ClientLog:
+        """Return the same events, where all synchronisations of the client's clock say that they belong."""
+        log = copy.copy(self)
+        log._stretches = aligned_stretches(self._stretches, self.models)
+        return log
 
     def payload(self, sequences: U64) -> Payload:
         """Return the records of rising sequence numbers."""
@@ -234,6 +249,11 @@ class ClientLog:
             self.closing = None  # the client came back
         elif fields.get("type") == "close":
             self.closing = fields
+        elif fields.get("type") == "clock":
+            try:
+                self._models[int(fields["first_sequence"])] = unpack_models(fields["models"])
+            except (KeyError, TypeError, ValueError) as error:
+                report.damages.append(DamageError(descriptor.path, offset, f"no clock models: {error}"))
 
     def _search(self, file: _File, size_bytes: int) -> int | None:
         """Return the offset of the next valid header behind a place where there is none."""

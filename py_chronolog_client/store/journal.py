@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from py_chronolog_client.clock import Clock, ClockModel, Reading
+from py_chronolog_client.clock import Clock, ClockModel, Reading, pack_models
 from py_chronolog_client.store import owner
 from py_chronolog_client.store.catalog import Catalog
 from py_chronolog_client.store.format import TAIL_OPEN, TailHeader, TailState, encode_record
@@ -79,7 +79,7 @@ class Journal:
     ) -> None:
         """Acquire the story in `directory`: make the files, or reopen the segment of a client that comes back."""
         self.pid, self.client_id, self.first_sequence = os.getpid(), client_id, first_sequence
-        self.clock = clock
+        self.clock, self._clock_since, self._noted = clock, first_sequence, 0
         self._given = clock.reading()
         self.reading = self._given.not_before(1)
         self.next_sequence = self.acknowledged = first_sequence
@@ -306,8 +306,20 @@ class Journal:
 
     def use_clock(self, claim: Claim, clock: Clock) -> None:
         """Let the times come from another clock."""
+        if clock is not self.clock:
+            self.note_models()
         self._use_reading(claim, clock.reading())
-        self.clock = clock
+        if clock is not self.clock:
+            self.clock, self._clock_since, self._noted = clock, self.tail.base(claim.epoch), 0
+
+    def note_models(self) -> None:
+        """Store what the clock has learned since the last time, for aligned replays."""
+        models = list(self.clock.models)
+        if len(models) > self._noted:
+            fields = {"type": "clock", "first_sequence": self._clock_since}
+            with self.pen() as pen:
+                pen.write_record(self.client_id, {**fields, "models": pack_models(models)})
+            self._noted = len(models)
 
     def renew(self, claim: Claim) -> None:
         """Ask the clock again if the time of its last reading is over.

@@ -93,14 +93,16 @@ class StoryLog:
         report: ScanReport,
         deadline: float | None = None,
         verify: bool = False,
+        aligned: bool = False,
     ) -> Iterator[Page]:
         """Yield the events of `[start_ns, end_ns]` whose sequence numbers are from `since` up to `until` (not included)."""
         cursors = []
-        for client_id in sorted(until.keys() & self.clients.keys()):
+        clients = {number: log.aligned() if aligned else log for number, log in self.clients.items()}
+        for client_id in sorted(until.keys() & clients.keys()):
             marks = since.get(client_id, 0), until[client_id]
             stretches = [
                 stretch
-                for stretch in self.clients[client_id].stretches(*marks)
+                for stretch in clients[client_id].stretches(*marks)
                 if stretch.first_time <= end_ns and stretch.last_time >= start_ns
             ]
             if stretches:
@@ -111,13 +113,14 @@ class StoryLog:
             for parts in _windows(cursors, loader):
                 if deadline is not None and time.monotonic() > deadline:
                     raise ReplayTimeoutError("the replay did not finish before its deadline")
-                yield from _pages(parts, self.clients)
+                yield from _pages(parts, clients, aligned)
 
 
 class _Part(NamedTuple):
     """Consecutive events of one client within a window."""
 
     client_id: int
+    keys: U64
     times: U64
     first_sequence: int
 
@@ -125,7 +128,7 @@ class _Part(NamedTuple):
 class _Cursor:
     """Where the merge stands in the stretches of one client."""
 
-    __slots__ = ("_bounds_ns", "_first", "_marks", "_place", "_times", "client_id", "stretches")
+    __slots__ = ("_bounds_ns", "_first", "_keys", "_marks", "_place", "_times", "client_id", "stretches")
 
     def __init__(
         self, client_id: int, stretches: list[Stretch], bounds_ns: tuple[int, int], marks: tuple[int, int]
@@ -135,38 +138,44 @@ class _Cursor:
         self._bounds_ns = bounds_ns
         self._marks = marks
         self._place = 0
-        self._times: U64 | None = None
+        self._keys: U64 | None = None
+        self._times = np.empty(0, np.uint64)
         self._first = 0
 
     @property
     def next_time(self) -> int | None:
-        """A time that no remaining event is before; None at the end."""
-        if self._times is not None:
-            return int(self._times[0])
+        """A key that no remaining event is before; None at the end."""
+        if self._keys is not None:
+            return int(self._keys[0])
         return self.stretches[self._place].first_time if self._place < len(self.stretches) else None
 
     def take(self, until_ns: int, loader: _Loader) -> Iterator[_Part]:
         """Yield the events up to `until_ns`, included."""
         while (time_ns := self.next_time) is not None and time_ns <= until_ns:
             stretch = self.stretches[self._place]
-            if self._times is None:
-                self._first, self._times = self._restrict(stretch, loader.times(stretch))
-            count = int(np.searchsorted(self._times, np.uint64(until_ns), "right"))
+            keys = self._keys
+            if keys is None:
+                self._times = loader.times(stretch)
+                keys = stretch.keys(self._times)
+                wanted = self._wanted(stretch, keys)
+                keys, self._times = keys[wanted], self._times[wanted]
+                self._first = stretch.first_sequence + wanted.start
+            count = int(np.searchsorted(keys, np.uint64(until_ns), "right"))
             if count:
-                yield _Part(self.client_id, self._times[:count], self._first)
-            if count < len(self._times):
-                self._first, self._times = self._first + count, self._times[count:]
+                yield _Part(self.client_id, keys[:count], self._times[:count], self._first)
+            if count < len(keys):
+                self._first, self._keys, self._times = self._first + count, keys[count:], self._times[count:]
             else:
-                self._place, self._times = self._place + 1, None
+                self._place, self._keys = self._place + 1, None
 
-    def _restrict(self, stretch: Stretch, times: U64) -> tuple[int, U64]:
-        """Return the first sequence number and the times of the events that are wanted."""
+    def _wanted(self, stretch: Stretch, keys: U64) -> slice:
+        """Return which events of a stretch are wanted."""
         start_ns, end_ns = self._bounds_ns
-        first = max(int(np.searchsorted(times, np.uint64(start_ns))), self._marks[0] - stretch.first_sequence)
+        first = max(int(np.searchsorted(keys, np.uint64(start_ns))), self._marks[0] - stretch.first_sequence)
         stop = min(
-            int(np.searchsorted(times, np.uint64(end_ns), "right")), self._marks[1] - stretch.first_sequence
+            int(np.searchsorted(keys, np.uint64(end_ns), "right")), self._marks[1] - stretch.first_sequence
         )
-        return stretch.first_sequence + first, times[first : max(first, stop)]
+        return slice(first, max(first, stop))
 
 
 def _windows(cursors: Sequence[_Cursor], loader: _Loader) -> Iterator[list[_Part]]:
@@ -258,8 +267,15 @@ class _StoryPage(Page):
 
     __slots__ = ("_clients",)
 
-    def __init__(self, times: U64, client_ids: U64, sequences: U64, clients: Mapping[int, ClientLog]) -> None:
-        super().__init__(times, client_ids, sequences)
+    def __init__(
+        self,
+        times: U64,
+        client_ids: U64,
+        sequences: U64,
+        aligned: U64 | None,
+        clients: Mapping[int, ClientLog],
+    ) -> None:
+        super().__init__(times, client_ids, sequences, aligned)
         self._clients = clients
 
     def payload(self, start: int = 0, stop: int | None = None) -> Payload:
@@ -293,25 +309,30 @@ class _StoryPage(Page):
         return windows
 
 
-def _pages(parts: list[_Part], clients: Mapping[int, ClientLog]) -> Iterator[Page]:
+def _pages(parts: list[_Part], clients: Mapping[int, ClientLog], aligned: bool) -> Iterator[Page]:
     """Put the parts of a window in order, and cut what is much more than a page."""
-    total = sum(len(part.times) for part in parts)
-    times, client_ids, sequences = (np.empty(total, np.uint64) for _ in range(3))
+    total = sum(len(part.keys) for part in parts)
+    keys, client_ids, sequences = (np.empty(total, np.uint64) for _ in range(3))
+    times = np.empty(total, np.uint64) if aligned else keys
     start = 0
     for part in parts:
-        stop = start + len(part.times)
-        times[start:stop] = part.times
+        stop = start + len(part.keys)
+        keys[start:stop] = part.keys
+        if aligned:
+            times[start:stop] = part.times
         client_ids[start:stop] = part.client_id
         sequences[start:stop] = np.arange(
             part.first_sequence, part.first_sequence + stop - start, dtype=np.uint64
         )
         start = stop
     if parts and parts[0].client_id != parts[-1].client_id:
-        order = np.argsort(times, kind="stable")
-        times, client_ids, sequences = times[order], client_ids[order], sequences[order]
+        order = np.argsort(keys, kind="stable")
+        client_ids, sequences, keys = client_ids[order], sequences[order], keys[order]
+        times = times[order] if aligned else keys
     for start in range(0, total, PAGE_EVENTS):
         piece = slice(start, start + PAGE_EVENTS)
-        yield _StoryPage(times[piece], client_ids[piece], sequences[piece], clients)
+        columns = times[piece], client_ids[piece], sequences[piece]
+        yield _StoryPage(*columns, keys[piece] if aligned else None, clients)
 
 
 def _by_client(client_ids: U64) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:

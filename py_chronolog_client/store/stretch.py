@@ -79,8 +79,8 @@ class Stretch(ABC):
     """Events `first_sequence` to `end_sequence` (not included) of one client.
 
     Attributes:
-        first_time: time of the first event, ns.
-        last_time: time of the last event, ns.
+        first_time: key of the first event, ns: its time, unless the stretch is aligned.
+        last_time: key of the last event, ns.
         clock: model under which the times were made.
     """
 
@@ -99,6 +99,10 @@ class Stretch(ABC):
         Raises:
             DamageError: the index columns are not what was written.
         """
+
+    def keys(self, times: U64) -> U64:
+        """Return what events with these times are ordered by: uint64, shape (n,), never decreasing."""
+        return times
 
     @abstractmethod
     def check(self) -> None:

@@ -14,6 +14,7 @@ class ManualClock:
     Attributes:
         now_ns: the time, in ns since 1970 UTC. Set it.
         model: the clock model of readings that are taken from now on.
+        models: of all synchronisations so far.
         until: the last time for which readings that are taken from now on are right.
     """
 
@@ -21,6 +22,7 @@ class ManualClock:
         """Stop the clock at `now_ns`; without a model, nobody knows how wrong it is."""
         self.now_ns = now_ns
         self.model = model or ClockModel()
+        self.models: list[ClockModel] = []
         self.until = 2**63 - 1
 
     def reading(self) -> Reading:

@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     from py_chronolog_client.page import Page
 
 _POLL_S = 0.001
-_Event = tuple[int, int, int, bytes, int]
-"""time, client id, sequence, record, window: sorts in story order."""
+_Event = tuple[int, int, int, bytes, int, int]
+"""key, client id, sequence, record, window, time: sorts in story order."""
 
 
 class ToyEngine(Engine):
@@ -174,13 +174,14 @@ class ToyEngine(Engine):
         since: Snapshot | None = None,
         timeout_s: float | None = None,
         verify: bool = False,
+        aligned: bool = False,
         report: ScanReport | None = None,
     ) -> Iterator[Page]:
         kept = self._story(chronicle, story)
         marks = kept.marks() if snapshot is None else dict(snapshot)
         since = {} if since is None else since
         runs = [
-            log.events(start_ns, end_ns, since.get(log.client_id, 0), marks.get(log.client_id, 0))
+            log.events((start_ns, end_ns), since.get(log.client_id, 0), marks.get(log.client_id, 0), aligned)
             for log in list(kept.logs.values())
             if clients is None or log.client_id in clients
         ]
@@ -211,7 +212,7 @@ class ToyEngine(Engine):
         damages: list[DamageError] = []
         page: list[_Event] = []
         for event in events:
-            _, client_id, sequence, _, _ = event
+            _, client_id, sequence, *_ = event
             if sequence in story.logs[client_id].spoilt:
                 damages.append(DamageError(f"toy/{client_id}", sequence, "the event was spoilt"))
                 continue
@@ -307,7 +308,7 @@ class _ToyWriter(Writer):
             return 0
         if self._reading.tick() > self._reading.until:
             self.use_clock(self._clock)
-        time_ns = log.send(records, self._reading)
+        time_ns = log.send(records, self._clock, self._reading)
         if not log.is_open:  # closed by another thread just now: nobody will flush after us
             log.keep_until(None)
         return time_ns
@@ -330,11 +331,28 @@ class _Call(NamedTuple):
     first_sequence: int
     time_ns: int
     records: tuple[bytes, ...]
-    window_ns: int
+    clock: Clock
+    model: ClockModel
 
     @property
     def end_sequence(self) -> int:
         return self.first_sequence + len(self.records)
+
+    def window_ns(self) -> int:
+        model = self.model
+        if model.window_ns == UNKNOWN_WINDOW_NS:
+            return UNKNOWN_WINDOW_NS
+        distance_ns = abs(self.time_ns - model.base_ns - model.offset_ns)
+        return model.window_ns + int(model.window_rate * distance_ns)
+
+    def aligned(self) -> tuple[int, int]:
+        """Return the aligned time and its window."""
+        import numpy as np
+
+        from py_chronolog_client.timeline import align
+
+        times, windows = align(self.clock.models, self.model, np.array([self.time_ns], np.uint64))
+        return int(times[0]), int(windows[0])
 
 
 @dataclass(slots=True)
@@ -357,7 +375,7 @@ class _Log:
     def kept_end(self) -> int:
         return self._end(self.kept)
 
-    def send(self, records: tuple[bytes, ...], reading: Reading) -> int:
+    def send(self, records: tuple[bytes, ...], clock: Clock, reading: Reading) -> int:
         while True:
             key = len(self.sent)
             last_ns = self.sent[key - 1].time_ns if key else 0
@@ -365,7 +383,7 @@ class _Log:
             if not records:
                 return time_ns
             first_sequence = self.sent[key - 1].end_sequence if key else self.first_sequence
-            call = _Call(first_sequence, time_ns, records, _window_ns(reading.model, time_ns))
+            call = _Call(first_sequence, time_ns, records, clock, reading.model)
             if self.sent.setdefault(key, call) is call:
                 return time_ns
 
@@ -376,14 +394,19 @@ class _Log:
                 break
             self.kept.setdefault(key, self.sent[key])
 
-    def events(self, start_ns: int, end_ns: int, first: int, end: int) -> Iterator[_Event]:
-        """Generate the kept events of `[start_ns, end_ns]` with sequences from `first` to below `end`."""
-        for key in range(len(self.kept)):
-            call = self.kept[key]
-            if start_ns <= call.time_ns <= end_ns:
+    def events(self, bounds_ns: tuple[int, int], first: int, end: int, aligned: bool) -> Iterator[_Event]:
+        """Generate the kept events within the bounds with sequences from `first` to below `end`."""
+        floor_ns = 0
+        for number in range(len(self.kept)):
+            call = self.kept[number]
+            found_ns, window_ns = call.aligned() if aligned else (call.time_ns, call.window_ns())
+            key_ns = floor_ns = max(floor_ns, found_ns)
+            if bounds_ns[0] <= key_ns <= bounds_ns[1]:
+                if window_ns != UNKNOWN_WINDOW_NS:
+                    window_ns += key_ns - found_ns
                 for sequence, record in enumerate(call.records, call.first_sequence):
                     if first <= sequence < end:
-                        yield call.time_ns, self.client_id, sequence, record, call.window_ns
+                        yield key_ns, self.client_id, sequence, record, window_ns, call.time_ns
 
     def _end(self, calls: dict[int, _Call]) -> int:
         count = len(calls)
@@ -444,23 +467,17 @@ def _later(cursor: Snapshot, marks: Snapshot) -> dict[int, int]:
     return {client: max(cursor.get(client, 0), marks.get(client, 0)) for client in {*cursor, *marks}}
 
 
-def _window_ns(model: ClockModel, time_ns: int) -> int:
-    if model.window_ns == UNKNOWN_WINDOW_NS:
-        return UNKNOWN_WINDOW_NS
-    distance_ns = abs(time_ns - model.base_ns - model.offset_ns)
-    return model.window_ns + int(model.window_rate * distance_ns)
-
-
 def _make_page(events: list[_Event]) -> Page:
     import numpy as np  # writing needs none of this
 
     from py_chronolog_client.page import MemoryPage, Payload
 
-    times, client_ids, sequences, records, windows_ns = zip(*events, strict=True)
+    keys, client_ids, sequences, records, windows_ns, times = zip(*events, strict=True)
     return MemoryPage(
         np.array(times, np.uint64),
         np.array(client_ids, np.uint64),
         np.array(sequences, np.uint64),
         Payload.of(records),
         np.array(windows_ns, np.uint64),
+        None if keys == times else np.array(keys, np.uint64),
     )

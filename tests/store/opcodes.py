@@ -43,11 +43,13 @@ class Interruption:
         self._due = due
         self._own = {__file__, sys._getframe(1).f_code.co_filename}
         self._before: Any = None
+        self._collects = True
         self._where_signals_are = where_signals_are
         self._codes: dict[CodeType, bytes] = {}
         self._last: dict[FrameType, str] = {}
 
     def __enter__(self) -> "Interruption":
+        self._collects = gc.isenabled()
         gc.disable()  # what is thrown into a destructor is lost
         self._before = sys.gettrace()
         sys.settrace(self._enter_frame)
@@ -58,7 +60,8 @@ class Interruption:
     ) -> None:
         sys.settrace(self._before)
         self._last.clear()
-        gc.enable()
+        if self._collects:
+            gc.enable()
 
     def _enter_frame(self, frame: FrameType, event: str, argument: object) -> Any:
         if frame.f_code.co_filename in self._own:

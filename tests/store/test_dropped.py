@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 import warnings
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,6 +16,15 @@ from tests.support import processes
 from tests.support.counts import soak
 
 __all__ = ["small"]
+
+
+@pytest.fixture(autouse=True)
+def collected_when_asked() -> Iterator[None]:
+    """Garbage is collected when a test says so, and not before."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def log_and_drop(store: pathlib.Path, name: str = "dropped", count: int = 20) -> list[tuple[int, bytes]]:

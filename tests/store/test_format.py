@@ -71,9 +71,9 @@ def test_what_others_write_is_replayed(clients: dict, data: st.DataObject) -> No
                     segment += independent.block(
                         77, client_id, 5, [1, 2], [3, 4], b"from the future", clock=clock
                     )
-                    segment += independent.record_block(
-                        client_id, sequence, {"type": "clock", "knots": [1.5]}
-                    )
+                    segment += independent.record_block(client_id, sequence, {"type": "later", "a": [1.5]})
+                    models = {"first_sequence": first, "models": clock * 3, "later": None}
+                    segment += independent.record_block(client_id, sequence, {"type": "clock", **models})
             if state in ("closed", "not removed"):
                 segment += independent.close_record(client_id, sequence)
             elif state != "half in a block":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pathlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,8 @@ from tests.store.writing import CHRONICLE, STORY, files, read
 
 class DriftingClock:
     """A raw clock that loses 1 ns in 1000, kept right by offsets that are good for 1000 ns."""
+
+    models: Sequence[ClockModel] = ()
 
     def __init__(self) -> None:
         self.raw_ns = 10_000

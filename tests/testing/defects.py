@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from py_chronolog_client.clock import UNKNOWN_WINDOW_NS, Clock
+from py_chronolog_client.clock import Clock, ClockModel
 from py_chronolog_client.engine.base import (
     MAX_TIME_NS,
     ScanReport,
@@ -306,7 +306,7 @@ class NumbersByLength(ChangesWriters):
         def log_event(self, record: str) -> int:
             log = self.writer._log  # type: ignore[attr-defined]
             key = len(log.sent)
-            call = _Call(log.sent_end, time.time_ns(), (record.encode(),), UNKNOWN_WINDOW_NS)
+            call = _Call(log.sent_end, time.time_ns(), (record.encode(),), self.writer._clock, ClockModel())
             time.sleep(0)
             log.sent[key] = call
             return call.time_ns

@@ -28,12 +28,12 @@ STORY = "story"
 def check_page(page: Page) -> None:
     """Assert what holds for every page: its columns, their types, their order."""
     assert len(page) > 0, "an engine delivers no empty pages"
-    for column in (page.times, page.client_ids, page.sequences, page.windows_ns()):
+    for column in (page.times, page.keys, page.client_ids, page.sequences, page.windows_ns()):
         assert column.dtype == np.uint64
         assert column.shape == (len(page),)
     assert page.indexes.dtype == np.uint32
     assert page.indexes.tolist() == (page.sequences & np.uint64(2**32 - 1)).tolist()
-    assert np.all(page.times[1:] >= page.times[:-1])
+    assert np.all(page.keys[1:] >= page.keys[:-1])
 
 
 def rows_of(pages: Iterable[Page]) -> list[Row]:

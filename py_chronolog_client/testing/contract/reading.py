@@ -10,10 +10,12 @@ from itertools import product
 import numpy as np
 import pytest
 
+from py_chronolog_client.clock import UNKNOWN_WINDOW_NS, ClockModel
 from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport
 from py_chronolog_client.errors import DamageError, ReplayTimeoutError
 from py_chronolog_client.page import Page
 from py_chronolog_client.testing.contract.base import CHRONICLE, STORY, ContractBase, Probe, Row, rows_of
+from py_chronolog_client.testing.manual_clock import ManualClock
 
 _BATCH = 500
 
@@ -329,3 +331,30 @@ class ReadContract(ContractBase):
         clean = ScanReport()
         assert len(probe.rows(clients=[2], report=clean)) == 3
         assert (clean.damages, clean.missing) == ([], 0)
+
+    def test_an_aligned_replay_interpolates_and_keeps_the_times(self, probe: Probe) -> None:
+        first, second = ClockModel(1, 1_000, 0, 0.0, 10, 1e-3), ClockModel(2, 2_000, 100, 0.0, 30, 1e-3)
+        clock, unknown = ManualClock(1_500, first), ManualClock(1_520)
+        clock.models = [first]
+        writer, other = probe.open(1, clock=clock), probe.open(2, clock=unknown)
+        writer.log_event("half way")
+        other.log_event("by the system's clock")
+        clock.now_ns, clock.model = 2_100, second
+        clock.models.append(second)
+        writer.use_clock(clock)
+        writer.log_events(["at the second synchronisation", "the same batch"])
+        for each in (writer, other):
+            each.close()
+        assert [row[0] for row in probe.rows()] == [1_500, 1_520, 2_100, 2_100]
+        pages = list(probe.pages(aligned=True))
+        rows = [(page.keys.tolist(), page.times.tolist(), page.windows_ns().tolist()) for page in pages]
+        keys, times, windows = ([value for row in rows for value in row[column]] for column in range(3))
+        assert keys == [1_520, 1_550, 2_100, 2_100]
+        assert times == [1_520, 1_500, 2_100, 2_100]
+        assert windows[0] == UNKNOWN_WINDOW_NS
+        assert 20 <= windows[1] <= 22
+        assert windows[2] == windows[3]
+        assert 30 <= windows[2] <= 31
+        assert [row[0] for row in probe.rows(1_540, 2_000, aligned=True)] == [1_500], (
+            "a range of aligned times"
+        )

@@ -23,6 +23,8 @@ store = sys.argv[2]
 class Ticks:
     """A clock that repeats every time a number of times."""
 
+    models = ()
+
     def __init__(self, repeats: int = 1, start: int = 0, window_ns: int | None = None) -> None:
         self.times: Iterator[int] = (start + number // repeats for number in itertools.count())
         self.model = ClockModel() if window_ns is None else ClockModel(5, 0, 0, 0.0, window_ns)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from chronolog_hpc.clientlib import ClockModel
 from chronolog_hpc.clocksync.bounds import learn
-from chronolog_hpc.clocksync.timeline import correct
+from py_chronolog_client.timeline import correct
 from tests.hpc.clocksync.worlds import Affine, bursts, true_model
 
 SECOND = 1_000_000_000

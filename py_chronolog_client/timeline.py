@@ -10,11 +10,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from chronolog_hpc.clientlib import ClockModel
-from chronolog_hpc.clocksync.bounds import I64, WANDER
+from py_chronolog_client.clock import UNKNOWN_WINDOW_NS, WANDER, ClockModel
+
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
 
 _ROUNDING_NS = 1
+_LATEST_NS = 2**62
+
+
+def align(models: Sequence[ClockModel], model: ClockModel, times: U64) -> tuple[U64, U64]:
+    """Put the times of logged events where all synchronisations together say that they belong.
+
+    Args:
+        models: of the clock, by rising `base_ns`; `model` counts as one of them also where it is missing.
+        model: under which the times were made.
+        times: uint64, shape (n,), ns since 1970 UTC, never decreasing.
+
+    Returns:
+        Times (uint64, shape (n,), ns since 1970 UTC, never decreasing) and the half-widths of their hard windows (uint64,
+        shape (n,), ns). Both are as before where nobody knows a window.
+    """
+    if model.window_ns == UNKNOWN_WINDOW_NS or not len(times) or int(times[-1]) > _LATEST_NS:
+        return times, np.full(len(times), UNKNOWN_WINDOW_NS, np.uint64)
+    known = {each.base_ns: each for each in models}
+    named = next((each for each in models if each.model_id == model.model_id), None)
+    if named is None:
+        named = known[model.base_ns] = model
+    passed = times.astype(np.int64) - (model.base_ns + model.offset_ns)
+    raw = model.base_ns + passed - np.rint(passed * (model.rate / (1 + model.rate))).astype(np.int64)
+    aligned, halves = correct([known[base_ns] for base_ns in sorted(known)], raw)
+    # What refreshed offsets and keeping times from decreasing may have cost is in the window of the writer's model.
+    beside_ns = max(0, model.window_ns - named.window_ns) + (_ROUNDING_NS if model.rate else 0)
+    return aligned.astype(np.uint64), (halves + beside_ns).astype(np.uint64)
 
 
 def correct(models: Sequence[ClockModel], raw: I64) -> tuple[I64, I64]:
