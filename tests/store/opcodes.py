@@ -71,7 +71,7 @@ class Interruption:
         return self._step
 
     def _step(self, frame: FrameType, event: str, argument: object) -> Any:
-        if event == "exception":
+        if event == "exception" and self._where_signals_are:
             self._last[frame] = ""  # behind a call that has failed CPython does not look for signals
         if event == "opcode" and (not self._where_signals_are or self._looks_for_signals(frame)):
             self.count += 1
