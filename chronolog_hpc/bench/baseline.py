@@ -131,7 +131,12 @@ def _measure(ranks: Ranks, work: Workspace, name: str, pool: Sequence[str], even
         path.unlink()
         return seconds
     with open_story(
-        ranks.comm, CHRONICLE, f"compare-{name}", per_rank=True, store=work.scratch_store
+        ranks.comm,
+        CHRONICLE,
+        f"compare-{name}",
+        per_rank=True,
+        store=work.scratch_store,
+        clock=ranks.story_clock,
     ) as story:
         call: Callable[[Any], int] = story.log_event if name == "log_event" else story.log_events
         seconds = _timed(ranks, call, turns, story.flush)

@@ -60,11 +60,6 @@ def describe(ranks: Ranks, directory: str, command: str) -> dict[str, Any]:
         "job": {name: os.environ[name] for name in _JOB_VARIABLES if name in os.environ},
         "timer_overhead_ns": max(timers_ns),
         "timer_resolution_ns": round(time.get_clock_info("perf_counter").resolution * 1e9),
-        "elapsed": (
-            "last end minus first start of all ranks, on their common CLOCK_MONOTONIC"
-            if ranks.on_one_host
-            else "longest time of any rank between barriers (the clocks of the hosts are not synchronised)"
-        ),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections import Counter
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,7 @@ def run(spec: Spec, comm: MPI.Comm | None, command: str = "") -> int:
     _check_json_path(ranks, spec)
     records = _records(ranks, spec)
     ranks.agree(_too_much(ranks, spec, records))
+    ranks.synchronise()
     try:
         with workspace(ranks, spec.store) as work:
             result, verdict = _measure(ranks, spec, work, records, progress, command)
@@ -168,9 +170,25 @@ def _measure(
     }
     tree = nest({figure.key: values[figure.key] for figure in FIELDS})
     tree["write"]["per_rank"] = written.per_rank
+    tree["clock"] = _clock(ranks)
     if compared is not None:
         tree["baseline"] = dataclasses.asdict(compared)
     return {"schema": report.SCHEMA, "spec": _echo(spec, records, calls), "env": env, **tree}, verdict
+
+
+def _clock(ranks: Ranks) -> dict[str, Any]:
+    """Return how far the ranks' common time line can be trusted."""
+    report = ranks.clock.report()
+    knots = [knot for rank in report["per_rank"] for knot in rank["knots"]]
+    halves = [rank["knots"][-1]["half_ns"] for rank in report["per_rank"]]
+    return {
+        "clocks": report["clocks"],
+        "synchronisations": len(ranks.clock.knots),
+        "sync_seconds": round(max(knot["seconds"] for knot in knots), 9),
+        "window_ns": {"median": statistics.median(halves), "max": max(halves)},
+        "elapsed_half_ns": ranks.elapsed_half_ns,
+        "warnings": report["warnings"],
+    }
 
 
 def _echo(spec: Spec, records: Records, latency_calls: int) -> dict[str, Any]:

@@ -7,7 +7,8 @@ How time is taken:
   barriers each rank then calls `log_event` for all of them, in the loop `array("Q", map(log_event,
   records))`: it runs in C, and keeps the returned times at 8 bytes each. The loop itself costs about as
   much as `for record in records: log_event(record)` and is not subtracted. `flush` is inside the last
-  round. The seconds of a round are its last end minus its first start over all ranks; the seconds of the
+  round. The seconds of a round are its last end minus its first start over all ranks, on their common time
+  line (docs/clock.md); the seconds of the
   phase are the sum over its rounds (one round for up to 262144 small events). Returned times go to an
   unlinked temporary file after each round.
 * **Latency** is a pass of its own, with two clock readings around each call; it goes through many
@@ -60,7 +61,7 @@ LATENCY_BYTES = 64 * 2**20
 LEAST_LATENCY_CALLS = 32
 
 Span = tuple[int, int]
-"""Start and end of something on one rank, in ns of CLOCK_MONOTONIC."""
+"""Start and end of something on one rank, in ns of its raw clock."""
 
 
 class TimesFile:
@@ -119,17 +120,6 @@ def batches(records: Sequence[T], size: int) -> list[Sequence[T]]:
     return [records[start : start + size] for start in range(0, len(records), size)]
 
 
-def elapsed_s(ranks: Ranks, span: Span) -> float:
-    """Return how long something took on all ranks: last end minus first start where they share a clock.
-
-    Collective: over the ranks; synchronises.
-    """
-    spans = ranks.all(span)
-    if ranks.on_one_host:
-        return (max(end for _, end in spans) - min(start for start, _ in spans)) * 1e-9
-    return max(end - start for start, end in spans) * 1e-9
-
-
 def refusal(lost: Mapping[str, int], what: str, work: Workspace) -> str | None:
     """Return the sentence about events that were refused; None if none was."""
     if not lost:
@@ -159,7 +149,9 @@ def warm_up(ranks: Ranks, work: Workspace, records: Records) -> None:
     Collective: over the ranks.
     """
     count = min(WARM_UP_EVENTS, max(1, ROUND_BYTES // records.mean_bytes // 4))
-    with open_story(ranks.comm, CHRONICLE, "warm-up", store=work.scratch_store) as story:
+    with open_story(
+        ranks.comm, CHRONICLE, "warm-up", store=work.scratch_store, clock=ranks.story_clock
+    ) as story:
         for record in records.texts(ranks.rank, range(count)):
             story.log_event(record)
     require_stored(ranks, story, "warm-up", work)
@@ -179,12 +171,19 @@ def write(
     """
     seconds, own_ns, memory = 0.0, 0, [memory_bytes()]
     per_rank_story = spec.story == "per-rank"
-    with open_story(ranks.comm, CHRONICLE, work.story, per_rank=per_rank_story, store=work.store) as story:
+    with open_story(
+        ranks.comm,
+        CHRONICLE,
+        work.story,
+        per_rank=per_rank_story,
+        store=work.store,
+        clock=ranks.story_clock,
+    ) as story:
         for numbers in rounds(spec.events, records.mean_bytes, spec.batch):
             texts = records.texts(ranks.rank, numbers)
             flush = story.flush if numbers.stop == spec.events else None
             span, returned = _log_round(ranks, story, texts, spec.batch, flush)
-            seconds += elapsed_s(ranks, span)
+            seconds += ranks.elapsed_s(*span)
             own_ns += span[1] - span[0]
             memory.append(memory_bytes())
             sizes = None if spec.batch == 1 else [len(batch) for batch in batches(texts, spec.batch)]
@@ -222,12 +221,13 @@ def _log_round(
     """Log prepared records between two barriers; return when, and the times that came back."""
     call: Callable[[Any], int] = story.log_event if batch == 1 else story.log_events
     arguments: Sequence[Any] = texts if batch == 1 else batches(texts, batch)
+    clock = ranks.clock.raw
     ranks.barrier()
-    start_ns = time.monotonic_ns()
+    start_ns = clock()
     returned = array("Q", map(call, arguments))
     if flush is not None:
         flush()
-    end_ns = time.monotonic_ns()
+    end_ns = clock()
     ranks.barrier()
     return (start_ns, end_ns), returned
 
@@ -246,7 +246,12 @@ def latency(ranks: Ranks, spec: Spec, work: Workspace, records: Records) -> tupl
     keep, clock = samples_ns.append, time.perf_counter_ns
     per_rank_story = spec.story == "per-rank"
     with open_story(
-        ranks.comm, CHRONICLE, "latency", per_rank=per_rank_story, store=work.scratch_store
+        ranks.comm,
+        CHRONICLE,
+        "latency",
+        per_rank=per_rank_story,
+        store=work.scratch_store,
+        clock=ranks.story_clock,
     ) as story:
         call: Callable[[Any], int] = story.log_event if spec.batch == 1 else story.log_events
         ranks.barrier()
@@ -280,15 +285,16 @@ def replay(ranks: Ranks, mode: StoryMode, work: Workspace, story: str) -> Replay
     Collective: over the ranks; synchronises.
     """
     comm = None if mode == "per-rank" else ranks.comm
+    clock = ranks.clock.raw
     ranks.barrier()
-    start_ns = time.monotonic_ns()
+    start_ns = clock()
     events = replay_story(comm, CHRONICLE, story, store=work.store)
     for column in (events.times, events.client_ids, events.indexes):
         len(column)
-    columns_s = elapsed_s(ranks, (start_ns, time.monotonic_ns()))
+    columns_s = ranks.elapsed_s(start_ns, clock())
     ranks.barrier()
-    start_ns = time.monotonic_ns()
+    start_ns = clock()
     for _ in events:
         pass
-    objects_s = elapsed_s(ranks, (start_ns, time.monotonic_ns()))
+    objects_s = ranks.elapsed_s(start_ns, clock())
     return Replayed(columns_s, objects_s, events)

@@ -18,6 +18,8 @@ from chronolog_hpc.clientlib import ChronoLogError
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from chronolog_hpc.clocksync import SyncedClock
+
 T = TypeVar("T")
 
 _FIRST_NAP_S = 20e-6
@@ -40,7 +42,11 @@ class Ranks:
         rank: number of this rank.
         size: number of ranks.
         hosts: host name of every rank.
+        clock: of all ranks, from `synchronise` on.
+        elapsed_half_ns: half-width of the window around the least certain time that `elapsed_s` has returned.
     """
+
+    clock: SyncedClock
 
     def __init__(self, comm: MPI.Comm | None) -> None:
         """Get to know each other.
@@ -51,6 +57,7 @@ class Ranks:
         self.rank = 0 if comm is None else comm.Get_rank()
         self.size = 1 if comm is None else comm.Get_size()
         self.hosts: list[str] = self.all(socket.gethostname())
+        self.elapsed_half_ns = 0
 
     @property
     def first(self) -> bool:
@@ -59,8 +66,34 @@ class Ranks:
 
     @property
     def on_one_host(self) -> bool:
-        """Whether all ranks share a host, and with it CLOCK_MONOTONIC."""
+        """Whether all ranks share a host."""
         return len(set(self.hosts)) == 1
+
+    @property
+    def story_clock(self) -> SyncedClock | None:
+        """The clock for stories: without MPI none, because then the story has the system's."""
+        return None if self.comm is None else self.clock
+
+    def synchronise(self) -> None:
+        """Put all ranks on one time line."""
+        from chronolog_hpc.clocksync import SyncedClock
+
+        self.clock = SyncedClock(self.comm)
+        self.clock.sync("bench")
+
+    def elapsed_s(self, start_ns: int, end_ns: int) -> float:
+        """Return the last end minus the first start of all ranks, on the common time line.
+
+        Args:
+            start_ns: when this rank began, by `clock.raw`.
+            end_ns: when it ended.
+        """
+        import numpy as np
+
+        times, halves = self.clock.correct(np.array([start_ns, end_ns], np.int64))
+        spans = self.all((int(times[0]), int(times[1]), int(halves.max())))
+        self.elapsed_half_ns = max(self.elapsed_half_ns, 2 * max(half for *_, half in spans))
+        return (max(end for _, end, _ in spans) - min(start for start, *_ in spans)) * 1e-9
 
     def barrier(self) -> None:
         """Wait, asleep, until all ranks are here."""

@@ -16,7 +16,7 @@ SCHEMA = "chronolog-bench/1"
 def text(result: Mapping[str, Any]) -> str:
     """Return the report: '#' lines that say under which conditions, then a line for each figure."""
     lines = ["# chronolog bench: all ranks log, flush, replay together, and verify what they replayed"]
-    for block in ("spec", "env"):
+    for block in ("spec", "env", "clock"):
         lines += [f"# {block}.{name}: {_shown(value)}" for name, value in result[block].items()]
     lines += [
         "#",
@@ -74,7 +74,7 @@ def good(verified: Mapping[str, int]) -> bool:
 
 def _shown(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        shown = ", ".join(map(str, value[:8]))
+        shown = ", ".join(map(str, value[:8])) or "none"
         return shown if len(value) <= 8 else f"{shown}, ... ({len(value)} in all)"
     if isinstance(value, dict):
         return ", ".join(f"{name}={entry}" for name, entry in value.items()) or "none"

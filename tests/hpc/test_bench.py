@@ -22,6 +22,7 @@ from chronolog_hpc.bench.workspace import CHRONICLE
 from chronolog_hpc.clientlib import EventList, open_client
 from tests.store.holding import wait_until
 from tests.support import launch, namespaces, processes
+from tests.support.domains import clock_domains
 from tests.support.requirements import require
 
 EVENTS = 700
@@ -103,7 +104,7 @@ def assert_verified(found: dict[str, Any], ranks: int, events: int = EVENTS) -> 
 def test_the_json_has_the_keys_and_the_arithmetic(result: Callable[..., dict[str, Any]], ranks: int) -> None:
     found = result(ranks, "--size", 128)
     ranks = max(1, ranks)
-    assert list(found) == ["schema", "spec", "env", "write", "replay", "verified"]
+    assert list(found) == ["schema", "spec", "env", "write", "replay", "verified", "clock"]
     write, replay = found["write"], found["replay"]
     assert set(write) == {
         "events", "bytes", "seconds", "events_per_s", "bytes_per_s", "latency_ns", "per_rank"
@@ -279,8 +280,20 @@ def test_several_hosts_share_the_working_directory(
     assert "verified: all" in done.stdout
     env = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["env"]
     assert env["hosts"] == ["host0", "host1"]
-    assert "not synchronised" in env["elapsed"]
     assert list(work.iterdir()) == []
+
+
+def test_hosts_whose_clocks_differ_share_a_time_line(mpi: launch.Mpi, tmp_path: Path) -> None:
+    argv = ["-m", "chronolog_hpc", "bench", *QUICK, "--json", tmp_path / "result.json"]
+    with clock_domains(0, 5000) as domains:
+        done = mpi(1, *argv, timeout=100, domains=domains)
+    assert "verified: all" in done.stdout
+    found = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    clock = found["clock"]
+    assert clock["clocks"] == 2
+    assert 0 < clock["window_ns"]["max"] < 1_000_000
+    assert 0 < clock["elapsed_half_ns"] < 100_000_000
+    assert found["write"]["seconds"] < 60, "and not 5000 s"
 
 
 # -- how it ends ---------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -27,6 +27,7 @@ class Mpi(Protocol):
         env: Mapping[str, str] | None = ...,
         cwd: str | os.PathLike[str] | None = ...,
         check: bool = ...,
+        domains: Sequence[Sequence[str]] = ...,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program on `n` ranks."""
 
@@ -64,6 +65,7 @@ def mpi_run(
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
     check: bool = True,
+    domains: Sequence[Sequence[str]] = ((),),
 ) -> subprocess.CompletedProcess[str]:
     """Run a Python program on `n` ranks, as `python -m mpi4py`, so that a rank that raises ends the job.
 
@@ -74,12 +76,15 @@ def mpi_run(
         env: Variables to add to the environment.
         cwd: Working directory.
         check: Fail the test if the exit status is not 0.
+        domains: Command prefixes; under each of them run `n` ranks.
 
     Returns:
         The exit status of mpiexec, and what the ranks wrote to stdout and to stderr, in no fixed order of
         ranks; a line stays whole if it is written by one call, as `print` does with one flush per line.
     """
-    argv = [*mpiexec(), "-n", str(n), sys.executable, "-m", "mpi4py", *python_argv(*args)]
+    program = [sys.executable, "-m", "mpi4py", *python_argv(*args)]
+    parts = [["-n", str(n), *domain, *program] for domain in domains]
+    argv = [*mpiexec(), *parts[0], *(word for part in parts[1:] for word in (":", *part))]
     try:
         done = processes.run(argv, timeout=timeout, env=env, cwd=cwd)
     except processes.RunTimeoutError as error:

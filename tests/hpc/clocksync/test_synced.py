@@ -5,11 +5,17 @@ import pathlib
 import random
 import signal
 import statistics
+import time
 from typing import Any
 
 import pytest
 
+from chronolog_hpc.clientlib import SystemClock
+from chronolog_hpc.clocksync import SyncedClock
+from chronolog_hpc.replay import replay_story
+from chronolog_hpc.session import open_story
 from tests.support.counts import soak
+from tests.support.domains import clock_domains
 from tests.support.launch import Mpi
 
 PROGRAM = pathlib.Path(__file__).parent.parent / "programs" / "clocks.py"
@@ -98,3 +104,75 @@ def test_resynchronised_when_rank_0_says_so(mpi: Mpi) -> None:
 
 def test_order_is_known_only_where_windows_do_not_overlap(mpi: Mpi) -> None:
     assert run(mpi, 1, "ordered") == [[True, False, None, None]]
+
+
+def test_hosts_whose_clocks_differ(mpi: Mpi) -> None:
+    with clock_domains(1000, -50, 0) as domains:
+        told = run(mpi, 2, "domains", domains=domains)
+    assert [offset for offset, *_ in told] == [1000, 1000, -50, -50, 0, 0]
+    assert [leader for _, leader, *_ in told] == [0, 0, 2, 2, 4, 4], (
+        "shared within a host, refused across hosts"
+    )
+    assert [shared for _, _, shared, *_ in told] == [True, True, False, True, False, True]
+    for _, leader, _, covered, window_ns, from_utc_ns in told:
+        assert covered
+        assert (window_ns == 0) == (leader == 0)
+        assert window_ns < 1_000_000
+        assert from_utc_ns < 10**9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("round_number", range(soak(1, 10)))
+def test_the_window_of_every_logged_event_holds_the_truth(
+    mpi: Mpi, tmp_path: pathlib.Path, ranks: int, round_number: int
+) -> None:
+    told = run(mpi, ranks, "session", SEED + round_number, tmp_path / "store")
+    for rank, (logged, aligned) in enumerate(told):
+        for events, covered, ordered, unchanged, window_ns in (logged, aligned):
+            assert (events, covered, ordered, unchanged) == (4000, True, True, True), (SEED, rank, told)
+            assert window_ns < 10_000_000
+    assert max(aligned[-1] for _, aligned in told) <= max(logged[-1] for logged, _ in told)
+
+
+def test_a_step_of_the_wall_clock_moves_no_timestamp(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system_ns = time.time_ns
+    with SyncedClock(None) as clock, open_story(None, "c", "s", store=tmp_path, clock=clock) as story:
+        times = [story.log_event("before")]
+        monkeypatch.setattr(time, "time_ns", lambda: system_ns() - 3600 * 10**9)
+        times += [story.log_event("after"), clock.now()]
+        clock.sync("after the step")
+        times += [story.log_event("later"), clock.now()]
+        assert times == sorted(times)
+        assert times[-1] - times[0] < 60 * 10**9
+        (warning,) = clock.warnings()
+        assert "the wall clock was stepped by -3" in warning
+        assert "moves no timestamp" in warning
+
+
+def test_the_clock_of_a_story(mpi: Mpi, tmp_path: pathlib.Path) -> None:
+    with open_story(None, "c", "alone", store=tmp_path) as story:
+        story.log_event("nobody knows how wrong this time is")
+    assert isinstance(story.clock, SystemClock)
+    assert replay_story(None, "c", "alone", store=tmp_path).time_window_ns.tolist() == [2**64 - 1]
+    code = """
+        import sys
+        from mpi4py import MPI
+        from chronolog_hpc import open_story, replay_story
+        comm = MPI.COMM_WORLD
+        with open_story(comm, "c", "together", store=sys.argv[1]) as story:
+            story.log_event("a")
+        assert [knot.label for knot in story.clock.knots] == ["open", "close"]
+        assert replay_story(comm, "c", "together", store=sys.argv[1]).time_window_ns.tolist() == [0]
+        other = comm.Split(comm.rank)
+        from chronolog_hpc import SyncedClock
+        try:
+            with open_story(comm, "c", "wrong", store=sys.argv[1], clock=SyncedClock(other)):
+                pass
+        except ValueError as error:
+            assert "make it over the communicator of the story" in str(error)
+            print("refused", flush=True)
+    """
+    assert mpi(2, "-c", code, tmp_path, timeout=60).stdout.count("refused") == 2

@@ -14,8 +14,11 @@ from mpi4py import MPI
 from chronolog_hpc.clocksync import Effort, SyncedClock, before
 from chronolog_hpc.clocksync.raw import faulty_clock, system_clock
 from chronolog_hpc.mpi import guard
+from chronolog_hpc.replay import replay_story
+from chronolog_hpc.session import open_story
 
 comm = MPI.COMM_WORLD
+EVENTS = 4000
 SHORT = Effort(bursts=10, exchanges=50, span_s=0.2)
 
 
@@ -195,6 +198,83 @@ def resync() -> None:
 def ordered() -> None:
     """`before` knows an order only where windows do not overlap."""
     show([before((1, 2), (3, 4)), before((3, 4), (1, 2)), before((1, 3), (3, 4)), before((1, 9), (3, 4))])
+
+
+def domains() -> None:
+    """Ranks in time namespaces: how far each is from rank 0 is known, so the truth is."""
+    with open("/proc/self/timens_offsets", encoding="ascii") as offsets:
+        seconds, ns = map(int, offsets.readline().split()[1:])
+    ahead_ns = seconds * 10**9 + ns
+    clock = SyncedClock(comm, effort=SHORT)
+    knots = [clock.sync("start")]
+    time.sleep(0.2)
+    knots.append(clock.sync("end"))
+    raw = np.linspace(knots[0].local_ns, knots[1].local_ns, 100).astype(np.int64)
+    times, halves = clock.correct(raw)
+    true = raw - ahead_ns + comm.bcast(ahead_ns) + clock.origin_ns
+    covered = bool(np.all(np.abs(times - true) <= halves))
+    show(
+        [
+            seconds,
+            clock.leader,
+            knots[0].shared,
+            covered,
+            int(halves.max()),
+            abs(clock.now() - time.time_ns()),
+        ]
+    )
+    clock.close()
+
+
+def session(seed: str, store: str) -> None:
+    """A story of ranks whose clocks are wrong: every window holds the truth, as logged and aligned."""
+    clock = faulty(int(seed))
+    first_event = comm.rank * 10**6
+    called: dict[int, tuple[int, int]] = {}
+    returned: list[int] = []
+    with open_story(comm, "c", "s", store=store, clock=clock) as story:
+        assert story.clock is clock
+        for number in range(first_event, first_event + EVENTS):
+            if number % 500 == 0:
+                time.sleep(0.05)
+            if number == first_event + EVENTS // 2:
+                clock.sync("half way")
+            start_ns = time.monotonic_ns()
+            returned.append(story.log_event(str(number)))
+            called[number] = start_ns, time.monotonic_ns()
+    assert returned == sorted(returned)
+    moments = {number: span for spans in comm.allgather(called) for number, span in spans.items()}
+    fault = comm.bcast(clock.source.of_monotonic(0)), comm.bcast(clock.source.of_monotonic(10**15))
+    told = []
+    for aligned in (False, True):
+        events = replay_story(comm, "c", "s", store=store, aligned=aligned)
+        numbers = [int(event.log_record()) for event in events]
+        times, halves = events.aligned_times.astype(np.int64), events.time_window_ns.astype(np.int64)
+        spans = np.array([moments[number] for number in numbers], np.int64)
+        low, high = (true_ns(spans[:, side], fault) + clock.origin_ns for side in (0, 1))
+        logged = dict(zip(range(first_event, first_event + EVENTS), returned, strict=True))
+        own = [
+            event.time() == logged[number]
+            for event, number in zip(events, numbers, strict=True)
+            if number in logged
+        ]
+        told.append(
+            [
+                len(events),
+                bool(np.all(times + halves >= low - 3) and np.all(times - halves <= high + 3)),  # 3: rounding
+                bool(np.all(np.diff(times) >= 0)),
+                all(own),
+                int(halves.max()),
+            ]
+        )
+    show(told)
+    clock.close()
+
+
+def true_ns(monotonic: Any, fault: tuple[int, int]) -> Any:
+    """Return what rank 0's wrong clock shows at times of CLOCK_MONOTONIC, given what it shows at 0 and at 10**15."""
+    drift_ns = (fault[1] - fault[0]) - 10**15
+    return monotonic + fault[0] + np.rint(monotonic * (drift_ns / 10**15)).astype(np.int64)
 
 
 if __name__ == "__main__":
