@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,9 +228,47 @@ def visible(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
         yield Figure(f"visible to a reader {name}, p99", [found["p99"] / 1e3], 1000, "us", note=note)
 
 
+# -- clocks ------------------------------------------------------------------------------------------------
+
+
+def clock(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
+    """Measure now() against time.time_ns(), bulk correction, and log_event under a clock that was measured."""
+    import numpy as np
+
+    from benchmarks import clocks
+
+    calls = sizes.events // 2
+    synced = clocks.measured()
+    raw = np.arange(calls, dtype=np.int64) * 1000 + time.monotonic_ns()
+    found: dict[str, list[float]] = {"now": [], "correct": [], "shared": [], "measured": []}
+    for _ in range(sizes.rounds):
+        ns = {name: _ns(calls, clocks.call_often, now, calls) for name, now in clocks.nows().items()}
+        found["now"].append(ns["measured"] / ns["time_ns"])
+        found["correct"].append(_ns(calls, synced.correct, raw))
+        turns = workloads.turns(workloads.pool(), calls)
+        logged = {}
+        for name, of_story in clocks.for_stories().items():
+            with workloads.new_client(scratch / name, clock=of_story) as client:
+                stories = workloads.Stories(client, "log_event", turns)
+                logged[name] = _ns(calls, workloads.log_all, *stories.setup()[0])
+                stories.destroy()
+        for name in ("shared", "measured"):
+            found[name].append(logged[name] / logged["system"])
+    yield Figure("now() / time.time_ns()", found["now"], 2.2, "x", note="of a clock that was measured")
+    yield Figure("correct, bulk", found["correct"], 12, "ns/stamp", note=f"{_number(calls)} stamps at once")
+    note = f"of a rank that reads rank 0's clock: {_spread(found['shared'])}"
+    yield Figure("log_event, measured / system clock", found["measured"], 1.3, "x", note=note)
+
+
+def _ns(count: int, call: Callable[..., object], *arguments: object) -> float:
+    start_ns = time.perf_counter_ns()
+    call(*arguments)
+    return (time.perf_counter_ns() - start_ns) / count
+
+
 # -- the table ---------------------------------------------------------------------------------------------
 
-PARTS = {"overhead": overhead, "scaling": scaling, "replay": replay, "visible": visible}
+PARTS = {"overhead": overhead, "scaling": scaling, "replay": replay, "visible": visible, "clock": clock}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

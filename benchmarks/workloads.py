@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -45,9 +46,9 @@ def turns(records: Sequence[Any], events: int) -> list[Sequence[Any]]:
     return [records] * whole + [records[:rest]]
 
 
-def new_client(directory: str | os.PathLike[str]) -> Client:
+def new_client(directory: str | os.PathLike[str], **options: Any) -> Client:
     """Return a connected client on a store that has the chronicle of the benchmarks."""
-    client = open_client(Path(directory))
+    client = open_client(Path(directory), **options)
     client.CreateChronicle(CHRONICLE)
     return client
 
@@ -57,6 +58,36 @@ def acquire(client: Client, story: str) -> Any:
     code, handle = client.AcquireStory(CHRONICLE, story)
     assert code == 0, client.last_error
     return handle
+
+
+def log_all(call: Any, turns: Any, end: Any) -> None:
+    """Call something with every argument of all turns, and then `end`."""
+    for turn in turns:
+        for argument in turn:
+            call(argument)
+    end()
+
+
+class Stories:
+    """A fresh story for each round; the one before it is destroyed, so that its memory is used again."""
+
+    def __init__(self, client: Client, method: str, turns: Any) -> None:
+        self._client = client
+        self._method = method
+        self._turns = turns
+        self._names = (f"story-{number}" for number in itertools.count())
+        self._name: str | None = None
+
+    def setup(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self.destroy()
+        self._name = next(self._names)
+        handle = acquire(self._client, self._name)
+        return (getattr(handle, self._method), self._turns, handle.flush), {}
+
+    def destroy(self) -> None:
+        if self._name is not None:
+            assert self._client.ReleaseStory(CHRONICLE, self._name) == 0
+            assert self._client.DestroyStory(CHRONICLE, self._name) == 0
 
 
 # -- processes ---------------------------------------------------------------------------------------------
