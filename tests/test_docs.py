@@ -23,6 +23,13 @@ def test_the_mpi_example(mpi: Mpi, tmp_path: Path) -> None:
     assert "step 0 residual 1.000e+00" in done.stdout
 
 
+def test_the_example_of_clocks(mpi: Mpi, tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "clock.md").read_text(), re.DOTALL)
+    (tmp_path / "program.py").write_text(f"from mpi4py import MPI\ncomm = MPI.COMM_WORLD\n{example}")
+    done = mpi(2, "program.py", cwd=tmp_path, timeout=60)
+    assert done.stdout.split() == ["None", "None"], "a slice has one event here, and that overlaps itself"
+
+
 @pytest.mark.parametrize("example", [block for block in BLOCKS if "COMM_WORLD" not in block])
 def test_an_example_without_mpi(example: str, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(example)
