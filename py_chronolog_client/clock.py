@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 UNKNOWN_WINDOW_NS = 2**64 - 1
-_ALWAYS = 2**63 - 1
+ALWAYS = 2**64
+"""Behind every tick."""
 WANDER = 1e-7
 """By how much the rate of a clock may wander while a model is in use, relative."""
 
@@ -92,7 +93,7 @@ class Reading:
     model: ClockModel
     steady: bool = False
     """Whether `tick` is known never to decrease (a kernel's monotonic clock)."""
-    until: int = _ALWAYS
+    until: int = ALWAYS
     """The last tick for which this is right; a writer then asks its clock again."""
 
     def not_before(self, last_ns: int) -> Reading:
@@ -102,12 +103,12 @@ class Reading:
         of its window.
         """
         tick, offset_ns, model = self.tick, self.offset_ns, self.model
-        until = self.until if self.until == _ALWAYS else self.until + offset_ns
+        until = self.until if self.until == ALWAYS else max(self.until + offset_ns, last_ns)
         if self.steady:
             behind_ns = last_ns - tick() - offset_ns
             if behind_ns <= 0:
                 return self
-            until = min(until, last_ns)
+            until = last_ns
             if model.window_ns != UNKNOWN_WINDOW_NS:
                 model = replace(model, window_ns=model.window_ns + behind_ns)
 
@@ -122,7 +123,7 @@ class Reading:
     def bounded(self) -> Callable[[], int]:
         """Return `tick`, but raising `ReadingOver` when the reading is over, at the price of a call in Python."""
         tick, until = self.tick, self.until
-        if until == _ALWAYS:
+        if until == ALWAYS:
             return tick
 
         def bounded_tick() -> int:

@@ -190,6 +190,7 @@ class Appender(Writer):
         self._closed = True
         try:
             self._flush(own, claim)
+            own.renew(claim)
             own.next_sequence = own.count(claim)
             own.write_goodbye(reason, self._losses.by_reason(), durable=self._options.durability == "node")
             own.tail.remove()

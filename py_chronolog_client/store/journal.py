@@ -46,6 +46,8 @@ from py_chronolog_client.store.tail import (
 
 logger = logging.getLogger("py_chronolog_client")
 
+_ASK_AGAIN_NS = 1_000_000
+
 RETRY_S = 0.05
 """After the file system refused a block, events are refused for so long before it is asked again."""
 
@@ -128,8 +130,11 @@ class Journal:
         self.segments[0].discard()
 
     def now(self) -> int:
-        """Return the time of an event that is logged now."""
-        return self.reading.tick() + self.reading.offset_ns
+        """Return the time of an event that is logged now, at the latest the last for which the reading is right.
+
+        No event's time is after that.
+        """
+        return min(self.reading.tick(), self.reading.until) + self.reading.offset_ns
 
     # -- the right to the tail --
 
@@ -324,10 +329,10 @@ class Journal:
     def renew(self, claim: Claim) -> None:
         """Ask the clock again if the time of its last reading is over.
 
-        Only a new model ends a block. Where the file system refuses that, the old reading goes on being used, and the
-        clock is asked at every event.
+        Only a new model ends a block. Where the file system refuses that, the old reading goes on being used for a moment.
         """
-        if self.reading.tick() <= self.reading.until:
+        raw_ns = self.reading.tick()
+        if raw_ns <= self.reading.until:
             return
         reading = self.clock.reading()
         if reading.model == self._given.model:
@@ -338,6 +343,7 @@ class Journal:
         except OSError as error:
             if not is_own(error):
                 raise
+            self.reading = replace(self.reading, until=raw_ns + _ASK_AGAIN_NS)
 
     def _use_reading(self, claim: Claim, reading: Reading) -> None:
         """Let the times come from another reading; the events so far go to a block with the present model."""

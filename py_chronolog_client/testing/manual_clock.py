@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from py_chronolog_client.clock import ClockModel, Reading
+from py_chronolog_client.clock import ALWAYS, ClockModel, Reading
 
 
 class ManualClock:
@@ -23,7 +23,7 @@ class ManualClock:
         self.now_ns = now_ns
         self.model = model or ClockModel()
         self.models: list[ClockModel] = []
-        self.until = 2**63 - 1
+        self.until = ALWAYS
 
     def reading(self) -> Reading:
         """Return a reading that follows `now_ns`."""
