@@ -122,7 +122,7 @@ def test_what_a_child_drops_stays_its_parents(tmp_path: pathlib.Path, small: Non
 @pytest.mark.parametrize("call", CALLS)
 def test_collected_at_every_bytecode_of_a_call(tmp_path: pathlib.Path, small: None, call: str) -> None:
     prepared, operate = CALLS[call]
-    number, step = 1, soak({"append": 13}.get(call, 211), 1)
+    number, step = 1, soak({"append": 13}.get(call, 211), 11)
     said: list[str] = []
     fired = True
     while fired:

@@ -256,7 +256,7 @@ def check_child(
 @pytest.mark.timeout(soak(120, 1800))
 @pytest.mark.parametrize("call", CALLS)
 def test_fork_at_every_bytecode(store: pathlib.Path, small: None, call: str) -> None:
-    number, step = 1, soak({"append": 5}.get(call, 89), 1)
+    number, step = 1, soak({"append": 5}.get(call, 89), 7)
     prepared, operate = CALLS[call]
     with connect(store) as client:
         while True:
@@ -300,7 +300,7 @@ def test_the_first_event_of_a_child_interrupted_at_every_bytecode(
 ) -> None:
     side = Side(acquire(client), "parent")
     side.log(3)
-    number, step = 1, soak(149, 1)
+    number, step = 1, soak(149, 11)
     while True:
         fired, results = in_child(lambda n=number: interrupted_child(side, action, n)).result()
         for child_id, told, interrupted in results:
