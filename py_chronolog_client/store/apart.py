@@ -31,22 +31,24 @@ def apart(action: Callable[[], T], undo: Callable[[T], object]) -> T | None:
     """
     results: list[T] = []
     errors: list[BaseException] = []
-    pid, done = os.getpid(), _thread.allocate_lock()
+    ended: list[bool] = []
+    pid, begun, done = os.getpid(), _thread.allocate_lock(), _thread.allocate_lock()
     done.acquire()
 
     def run() -> None:
         try:
-            if os.getpid() == pid:  # otherwise a handler has forked just before the thread began
+            # Otherwise a handler has come just before the thread began: and has thrown something, or forked.
+            if begun.acquire(blocking=False) and os.getpid() == pid:
                 results.append(action())
         except BaseException as error:  # noqa: BLE001 - it is raised in the caller
             errors.append(error)
         finally:
+            ended.append(True)
             done.release()
 
     def wait() -> bool:
-        while not done.acquire(timeout=_POLL_S):
-            if os.getpid() != pid:  # where nobody is who could release it
-                return False
+        while not ended and os.getpid() == pid:  # in a child there is nobody who could end
+            done.acquire(timeout=_POLL_S)
         return os.getpid() == pid
 
     try:
@@ -55,12 +57,13 @@ def apart(action: Callable[[], T], undo: Callable[[T], object]) -> T | None:
             _thread.start_new_thread(run, ())
         except RuntimeError:
             run()
-        ended = wait()
+        is_here = wait()
     except BaseException:
-        if wait() and results:
+        never_begins = begun.acquire(blocking=False)
+        if not never_begins and wait() and results:
             undo(results.pop())
         raise
-    if not ended:
+    if not is_here:
         return None
     if errors:
         raise errors.pop()
