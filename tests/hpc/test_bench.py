@@ -376,6 +376,8 @@ def test_a_signal_leaves_nothing(places: Path, tmp_path: Path, number: int, code
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Who starts the tests in the background of a shell has it ignored, by all that they start too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  one thread
     )
     try:
         deadline_s = time.monotonic() + 30
