@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from chronolog_hpc import clientlib
 from chronolog_hpc.clientlib import (
@@ -42,6 +42,8 @@ from chronolog_hpc.mpi import Team, is_clean_exit
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from chronolog_hpc.clocksync import SyncedClock
 
 logger = logging.getLogger("chronolog_hpc")
 
@@ -120,6 +122,8 @@ class _Asked(NamedTuple):
     per_rank: bool
     store: str | None
     durability: Durability
+    clock: str | None
+    """Its kind."""
 
 
 class _Plan(NamedTuple):
@@ -198,7 +202,15 @@ def open_story(
             "mode": "per-rank" if per_rank else "shared",
             **_job(),
         }
-        asked = _Asked(chronicle, story, per_rank, None if store is None else os.fsdecode(store), durability)
+        asked = _Asked(
+            chronicle,
+            story,
+            per_rank,
+            None if store is None else os.fsdecode(store),
+            durability,
+            None if clock is None else type(clock).__name__,
+        )
+        _compare(team, asked)
         with _common_clock(team, clock) as common:
             opening = _Opening(
                 chronicle, name, attrs, {"durability": durability, "clock": common, "description": described}
@@ -248,19 +260,40 @@ def describe_clients(client: Client, chronicle: str, story: str) -> dict[int, Cl
 # -- opening --
 
 
+def _compare(team: Team, asked: _Asked) -> None:
+    """Make sure that all ranks open the same, before anything is done together."""
+    of_root = team.bcast(asked)
+
+    def compare() -> None:
+        if asked != of_root:
+            raise InvalidArgumentError(
+                f"all ranks must open the same: rank 0 opens {of_root}, and not {asked}"
+            )
+
+    team.together(compare)
+
+
+def _is_synced(clock: Clock) -> TypeGuard[SyncedClock]:
+    if isinstance(clock, SystemClock):
+        return False
+    from chronolog_hpc.clocksync import SyncedClock
+
+    return isinstance(clock, SyncedClock)
+
+
 @contextlib.contextmanager
 def _common_clock(team: Team, given: Clock | None) -> Iterator[Clock]:
     """Yield the clock of a session, synchronised if it is one that can be."""
     if team.comm is None and given is None:
         yield SystemClock()
         return
-    if given is not None and not hasattr(given, "sync"):
+    if given is not None and not _is_synced(given):
         yield given
         return
     from chronolog_hpc.clocksync import SyncedClock
 
     with contextlib.ExitStack() as stack:
-        clock = given if isinstance(given, SyncedClock) else stack.enter_context(SyncedClock(team.comm))
+        clock = stack.enter_context(SyncedClock(team.comm)) if given is None else given
 
         def check() -> None:
             if (clock.team.rank, clock.team.size) != (team.rank, team.size):
@@ -299,15 +332,6 @@ class _Opening:
 
 def _open(team: Team, opening: _Opening, asked: _Asked) -> tuple[Client, StoryHandle, Path]:
     """Open the story on rank 0, then on the others; on all or on none."""
-    of_root = team.bcast(asked)
-
-    def compare() -> None:
-        if asked != of_root:
-            raise InvalidArgumentError(
-                f"all ranks must open the same: rank 0 opens {of_root}, and not {asked}"
-            )
-
-    team.together(compare)
     with contextlib.ExitStack() as undo:
         acquired: list[tuple[Client, StoryHandle, Path]] = []
 
@@ -412,7 +436,7 @@ def _give_up(rank_story: RankStory) -> None:
 def _close(team: Team, rank_story: RankStory, story: str) -> None:
     """Close on all ranks, and report what could not be stored on any of them."""
     error: Exception | None = None
-    if hasattr(rank_story.clock, "sync"):
+    if _is_synced(rank_story.clock):
         from chronolog_hpc.clocksync import QUICK
 
         rank_story.clock.sync("close", QUICK)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from py_chronolog_client.clock import ClockModel, unpack_models
+from py_chronolog_client.clock import UNKNOWN_WINDOW_NS, ClockModel, unpack_models
 from py_chronolog_client.engine.base import ScanReport
 from py_chronolog_client.errors import DamageError
 from py_chronolog_client.page import U64, Payload
@@ -134,9 +134,17 @@ class ClientLog:
         return self._stretches[place]
 
     def models(self, sequence: int) -> tuple[ClockModel, ...]:
-        """Return what is known of the synchronisations of the clock under which an event was logged."""
+        """Return what is known of the synchronisations of the clock under which an event was logged.
+
+        A client that died before it noted any has left those of its blocks.
+        """
         since = max((first for first in self._models if first <= sequence), default=None)
-        return () if since is None else self._models[since]
+        if since is not None:
+            return self._models[since]
+        clocks = {stretch.clock.base_ns: stretch.clock for stretch in self._stretches}
+        return tuple(
+            clocks[base_ns] for base_ns in sorted(clocks) if clocks[base_ns].window_ns != UNKNOWN_WINDOW_NS
+        )
 
     def aligned(self) -> ClientLog:
         """Return the same events, where all synchronisations of the client's clock say that they belong."""

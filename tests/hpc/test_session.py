@@ -175,7 +175,7 @@ def test_the_environments_store_is_used_and_said_to_be(
     assert not (tmp_path / "argument").exists()
 
 
-@pytest.mark.parametrize("what", ["chronicle", "story", "store", "durability"])
+@pytest.mark.parametrize("what", ["chronicle", "story", "store", "durability", "clock"])
 def test_ranks_that_do_not_agree_open_nothing(mpi: Mpi, tmp_path: pathlib.Path, what: str) -> None:
     said = run(mpi, 2, "differ", tmp_path / "store", what)
     assert all("all ranks must open the same: rank 0 opens" in sentence for sentence in said)

@@ -105,6 +105,25 @@ def test_a_new_model_ends_the_block_and_a_step_back_is_part_of_the_window(tmp_pa
     writer.close()
 
 
+def test_events_of_a_client_that_never_noted_its_models_are_aligned_by_those_of_its_blocks(
+    tmp_path: pathlib.Path,
+) -> None:
+    engine, clock = EmbeddedEngine(tmp_path / "store"), DriftingClock()
+    clock.model = ClockModel(1, 10_000, 500_000, 0.0, 40, 1e-6)
+    engine.create_chronicle(CHRONICLE, {})
+    writer = engine.open_writer(CHRONICLE, STORY, {}, WriterOptions(1, clock))
+    clock.raw_ns = 10_500
+    logged_ns = writer.log_event("half way to the second synchronisation")
+    clock.raw_ns = 12_000
+    clock.model = ClockModel(2, 11_000, 500_020, 0.0, 40, 1e-6)
+    writer.log_event("behind it")
+    (page,) = engine.scan(CHRONICLE, STORY, aligned=True)
+    assert page.times.tolist() == [logged_ns, 512_020]
+    assert page.keys.tolist() == [logged_ns + 10, 512_020]
+    assert all(40 <= window <= 43 for window in page.windows_ns().tolist())
+    writer.close()
+
+
 def test_on_a_full_disk_the_old_reading_goes_on(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

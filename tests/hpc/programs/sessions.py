@@ -10,7 +10,7 @@ from typing import Any
 from mpi4py import MPI
 
 from chronolog_hpc import describe_clients, open_story
-from chronolog_hpc.clientlib import ChronoLogError, EventList, open_client
+from chronolog_hpc.clientlib import ChronoLogError, EventList, SystemClock, open_client
 
 comm = MPI.COMM_WORLD
 
@@ -178,11 +178,12 @@ def losses(store: str) -> None:
 
 def differ(store: str, what: str) -> None:
     """The ranks do not ask for the same."""
-    asked = {"chronicle": "c", "story": "s", "store": store, "durability": "process"}
+    asked: dict[str, Any] = {"chronicle": "c", "story": "s", "store": store, "durability": "process"}
     if comm.rank:
-        asked[what] = {"durability": "node", "store": f"{store}2"}.get(what, "other")
+        others = {"durability": "node", "store": f"{store}2", "clock": SystemClock()}
+        asked[what] = others.get(what, "other")
     try:
-        with open_story(comm, **asked):  # type: ignore[arg-type]
+        with open_story(comm, **asked):
             show("opened")
     except ValueError as error:
         show(str(error))
