@@ -252,9 +252,9 @@ def check_after(subject: Subject) -> None:
     assert statistics.logged == len(found)
     assert not writer._politeness.locked(), "a lock stayed behind"
     # What was thrown into the making of a right may have left it, in nobody's hands, until the next is made.
-    for rights in () if subject.closed else (writer._own.pens, writer._own.epochs):
-        assert any(not right.revoked for right in rights)
-        assert len(rights) < 10
+    for registered in () if subject.closed else (writer._own.pens, writer._own.epochs):
+        assert any(not right.revoked for right in registered)
+        assert len(registered) < 10
     writer.close()
     check(read(subject.engine, clients=[client_id]), subject.returned, subject.attempted)
     assert read(subject.engine, clients=[client_id]) == found
