@@ -133,23 +133,24 @@ class ClientLog:
             raise DamageError(f"{self._base_path}.log", 0, f"event {sequence} is missing")
         return self._stretches[place]
 
-    def models(self, sequence: int) -> tuple[ClockModel, ...]:
+    def _models_at(self, sequence: int, of_blocks: tuple[ClockModel, ...]) -> tuple[ClockModel, ...]:
         """Return what is known of the synchronisations of the clock under which an event was logged.
 
         A client that died before it noted any has left those of its blocks.
         """
         since = max((first for first in self._models if first <= sequence), default=None)
-        if since is not None:
-            return self._models[since]
-        clocks = {stretch.clock.base_ns: stretch.clock for stretch in self._stretches}
-        return tuple(
-            clocks[base_ns] for base_ns in sorted(clocks) if clocks[base_ns].window_ns != UNKNOWN_WINDOW_NS
-        )
+        return of_blocks if since is None else self._models[since]
 
     def aligned(self) -> ClientLog:
         """Return the same events, where all synchronisations of the client's clock say that they belong."""
         log = copy.copy(self)
-        log._stretches = aligned_stretches(self._stretches, self.models)
+        clocks = {stretch.clock.base_ns: stretch.clock for stretch in self._stretches}
+        of_blocks = tuple(
+            clocks[base_ns] for base_ns in sorted(clocks) if clocks[base_ns].window_ns != UNKNOWN_WINDOW_NS
+        )
+        log._stretches = aligned_stretches(
+            self._stretches, lambda sequence: self._models_at(sequence, of_blocks)
+        )
         return log
 
     def payload(self, sequences: U64) -> Payload:
