@@ -35,9 +35,9 @@ class TailCopy:
 
     Attributes:
         end_sequence: the sequence number behind its last event: the client's high-water mark.
-        events: the events, or None where there are none.
-        disbelieved: whether they may be torn, because the tail is another boot's or a copy, or because this machine
-            cannot say in which order the writer's stores arrive.
+        events: the events, or None where there are none that can be believed.
+        disbelieved: whether they may be torn and are only counted, because the tail is another boot's or a copy, or
+            because this machine cannot say in which order the writer's stores arrive.
         unchanged: whether `events` is None because nothing is new, in the blocks neither.
     """
 
@@ -67,37 +67,29 @@ def copy_tail(path: str, client_id: int, known_end: int = -1) -> TailCopy | None
         file = Descriptor(path)
     except FileNotFoundError:
         return None
-    status = os.fstat(file.number)
-    header = TailHeader.unpack(_read(file, min(TAIL_STATIC_BYTES, status.st_size), 0))
-    if header is None or status.st_size < header.tail_bytes:
-        raise DamageError(path, 0, "this is no tail, or it was cut short")
-    if header.client_id != client_id:
-        raise DamageError(path, 16, f"this is the tail of another client, {header.client_id:016x}")
-    inode = int(_words(file, 1, TAIL_FILE_OFFSET)[0])
-    is_original = header.boot_id == owner.boot_id() and inode in (0, status.st_ino % 2**64)
-    disbelieved = not is_original and not trusts_tails()
-    state = b""
+    header, is_original = _header(file, client_id)
+    if not is_original and not trusts_tails():
+        # Its columns may be of several moments, so nothing can be damaged in them.
+        base, ends, _ = _extent(file, header)
+        return TailCopy(base + len(ends), None, disbelieved=True)
     for _ in range(_TRIES):
-        state = _read(file, TAIL_STATE_BYTES, TAIL_STATE_OFFSET)
-        ends = _words(file, header.capacity, header.ends_offset)
-        count = _committed(ends)
-        base = TailState.unpack(state).base
-        if base + count > MAX_SEQUENCE:
-            raise DamageError(path, TAIL_STATE_OFFSET, f"the number {base} of its first event is impossible")
+        base, ends, state = _extent(file, header)
+        count = len(ends)
         if not count:  # also while it is being recycled, so there may be more in blocks than `base` says
-            return TailCopy(base, None, disbelieved)
+            return TailCopy(base, None, disbelieved=False)
         if base + count == known_end:
             if _read(file, TAIL_STATE_BYTES, TAIL_STATE_OFFSET) != state:
                 continue
-            return TailCopy(known_end, None, disbelieved, unchanged=True)
-        disbelieved = disbelieved or not _order_stores()
+            return TailCopy(known_end, None, disbelieved=False, unchanged=True)
+        if not _order_stores():
+            return TailCopy(base + count, None, disbelieved=True)
         times = _words(file, count, header.times_offset)
         end = min(int(ends[count - 1]), header.tail_bytes)
         payload = _read(file, max(0, end - header.payload_offset), header.payload_offset)
         again = _words(file, count, header.ends_offset)
         if _read(file, TAIL_STATE_BYTES, TAIL_STATE_OFFSET) != state:
             continue
-        count = _agreed(ends[:count], again)
+        count = _agreed(ends, again)
         if not count:  # it is being recycled
             continue
         ends, times = ends[:count], times[:count]
@@ -110,11 +102,33 @@ def copy_tail(path: str, client_id: int, known_end: int = -1) -> TailCopy | None
         if not sound:
             raise DamageError(path, header.ends_offset, "times or ends decrease or leave the file")
         clock = TailState.unpack(state).clock
-        return TailCopy(
-            base + count, TailStretch(base, clock, times, ends, payload, header.payload_offset), disbelieved
-        )
+        events = TailStretch(base, clock, times, ends, payload, header.payload_offset)
+        return TailCopy(base + count, events, disbelieved=False)
     # The writer recycled its tail at every try: all that it held at the last one is in blocks.
-    return TailCopy(TailState.unpack(state).base, None, disbelieved)
+    return TailCopy(base, None, disbelieved=False)
+
+
+def _header(file: Descriptor, client_id: int) -> tuple[TailHeader, bool]:
+    """Return the constant part of the header, and whether this is the file that a writer on this boot has mapped."""
+    status = os.fstat(file.number)
+    header = TailHeader.unpack(_read(file, min(TAIL_STATIC_BYTES, status.st_size), 0))
+    if header is None or status.st_size < header.tail_bytes:
+        raise DamageError(file.path, 0, "this is no tail, or it was cut short")
+    if header.client_id != client_id:
+        raise DamageError(file.path, 16, f"this is the tail of another client, {header.client_id:016x}")
+    inode = int(_words(file, 1, TAIL_FILE_OFFSET)[0])
+    return header, header.boot_id == owner.boot_id() and inode in (0, status.st_ino % 2**64)
+
+
+def _extent(file: Descriptor, header: TailHeader) -> tuple[int, U64, bytes]:
+    """Return the sequence number of slot 0, the committed ends, and the changing part of the header."""
+    state = _read(file, TAIL_STATE_BYTES, TAIL_STATE_OFFSET)
+    ends = _words(file, header.capacity, header.ends_offset)
+    ends = ends[: _committed(ends)]
+    base = TailState.unpack(state).base
+    if base + len(ends) > MAX_SEQUENCE:
+        raise DamageError(file.path, TAIL_STATE_OFFSET, f"the number {base} of its first event is impossible")
+    return base, ends, state
 
 
 def _read(file: Descriptor, size_bytes: int, offset: int) -> bytes:

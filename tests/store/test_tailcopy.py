@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from py_chronolog_client.clock import ClockModel
 from py_chronolog_client.errors import DamageError
 from py_chronolog_client.store import owner, tailcopy
+from py_chronolog_client.store.format import TAIL_FILE_OFFSET
 from py_chronolog_client.store.tailcopy import TailCopy, copy_tail
 from tests.store import independent
 from tests.store.tails import CAPACITY, CLIENT_ID, TailWriter
@@ -129,6 +130,20 @@ def test_another_boots_tail_is_disbelieved_unless_it_is_trusted(
     assert copy is not None
     assert not copy.disbelieved
     assert events_of(copy) == {3: (5, b"a")}
+
+
+@pytest.mark.parametrize(("offset", "word"), [(4096, 9), (4096 + 8 * 8, 1), (4096 + 8 * 9, 8193)])
+def test_a_copied_tail_of_several_moments_is_counted_and_no_damage(
+    tmp_path: pathlib.Path, offset: int, word: int
+) -> None:
+    path = tmp_path / f"{CLIENT_ID:016x}.tail"
+    data = independent.tail(CLIENT_ID, 3, [(5, b"a"), (6, b"b")], owner.boot_id())
+    data[offset : offset + 8] = struct.pack("<Q", word)
+    data[TAIL_FILE_OFFSET : TAIL_FILE_OFFSET + 8] = struct.pack("<Q", path.parent.stat().st_ino)
+    path.write_bytes(data)
+    copy = copy_tail(str(path), CLIENT_ID)
+    assert copy is not None
+    assert (copy.events, copy.disbelieved, copy.end_sequence) == (None, True, 5)
 
 
 # -- a tail whose writer does something between two reads --
