@@ -374,14 +374,14 @@ READING = [
     ),
     Defect(
         "the tail of another boot is believed",
-        tailcopy.copy_tail,
-        "is_original = header.boot_id == owner.boot_id() and inode in (0, status.st_ino % 2**64)",
-        "is_original = True",
+        tailcopy._header,
+        "return header, header.boot_id == owner.boot_id() and inode in (0, status.st_ino % 2**64)",
+        "return header, True",
         a_test(test_powerloss.test_a_tail_of_another_boot_is_counted_and_left_out),
     ),
     Defect(
         "the tail of another client is believed",
-        tailcopy.copy_tail,
+        tailcopy._header,
         "if header.client_id != client_id:",
         "if False:",
         a_test(test_corruption.test_the_tail_of_another_client),
