@@ -8,6 +8,8 @@ the last, times are extrapolated, and their windows grow.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -65,38 +67,63 @@ def correct(models: Sequence[ClockModel], raw: I64) -> tuple[I64, I64]:
         order = np.argsort(raw, kind="stable")
         times[order], halves[order] = correct(models, raw[order])
         return times, halves
-    edges = [0, *np.searchsorted(raw, [model.base_ns for model in models]).tolist(), len(raw)]
-    for number in range(len(models) + 1):
-        part = slice(edges[number], edges[number + 1])
-        left, right = models[max(0, number - 1)], models[min(number, len(models) - 1)]
-        for start in range(part.start, part.stop, _PIECE):
-            piece = slice(start, min(start + _PIECE, part.stop))
-            _correct(left, right, raw[piece], times[piece], halves[piece])
+    spans = _spans(models)
+    edges = [0, *np.searchsorted(raw, [span.from_ns for span in spans[1:]]).tolist(), len(raw)]
+    for span, (first, stop) in zip(spans, pairwise(edges), strict=True):
+        for start in range(first, stop, _PIECE):
+            piece = slice(start, min(start + _PIECE, stop))
+            span.correct(raw[piece], times[piece], halves[piece])
     return times, halves
 
 
-def _correct(left: ClockModel, right: ClockModel, raw: I64, times: I64, halves: I64) -> None:
-    """Interpolate between two models, or extrapolate one, into `times` and `halves`.
+class _Span(NamedTuple):
+    """A part of raw time in which the time and its window are affine."""
 
-    In place and in pieces that stay in the cache: on memory that nobody has touched before, each temporary array would
-    cost more than everything else.
-    """
-    passed = (raw - left.base_ns).astype(np.float64)
-    np.add(raw, left.offset_ns, out=times)
-    span_ns = right.base_ns - left.base_ns
-    if span_ns:
-        turn = (right.offset_ns - left.offset_ns) / span_ns
-        window = passed * ((right.window_ns - left.window_ns) / span_ns)
-        if left.window_rate or right.window_rate:  # else it is the reference itself
-            window += WANDER * np.minimum(passed, span_ns - passed)
-            window += _ROUNDING_NS
-    else:
-        turn = left.rate
-        window = np.abs(passed)
-        window *= left.window_rate
-    window += left.window_ns
-    np.ceil(window, out=window)
-    halves[:] = window
-    passed *= turn
-    np.rint(passed, out=passed)
-    times += passed.astype(np.int64)
+    from_ns: int
+    """Raw time where it begins; the first one has no beginning."""
+    offset_ns: int
+    """Time minus raw time at `origin_ns`."""
+    rate: float
+    """Growth of that for every ns of raw time."""
+    half_ns: float
+    """Half-width of the window at `origin_ns`."""
+    growth: float
+    """Growth of that."""
+    origin_ns: int
+    """Raw time to which all this refers."""
+
+    def correct(self, raw: I64, times: I64, halves: I64) -> None:
+        """Set `times` and `halves`: in place and in pieces that stay in the cache, as fresh memory costs more than sums."""
+        passed = np.empty(len(raw))
+        np.subtract(raw, self.origin_ns, out=passed)
+        window = passed * self.growth
+        window += self.half_ns
+        np.ceil(window, out=window)
+        halves[:] = window
+        passed *= self.rate
+        np.rint(passed, out=passed)
+        times[:] = passed
+        times += raw
+        times += self.offset_ns
+
+
+def _spans(models: Sequence[ClockModel]) -> list[_Span]:
+    """Return the parts of raw time: before the first model, two between each and the next, behind the last."""
+    first, last = models[0], models[-1]
+    spans = [_extrapolated(first, -first.window_rate)]
+    for left, right in pairwise(models):
+        length_ns = right.base_ns - left.base_ns
+        rate = (right.offset_ns - left.offset_ns) / length_ns
+        slope = (right.window_ns - left.window_ns) / length_ns
+        # The reference itself does not wander; any other clock may, the more the farther both models are.
+        measured = bool(left.window_rate or right.window_rate)
+        wander, half_ns = WANDER * measured, left.window_ns + _ROUNDING_NS * measured
+        line = left.offset_ns, rate
+        spans.append(_Span(left.base_ns, *line, half_ns, slope + wander, left.base_ns))
+        middle_ns = left.base_ns + length_ns // 2
+        spans.append(_Span(middle_ns, *line, half_ns + wander * length_ns, slope - wander, left.base_ns))
+    return [*spans, _extrapolated(last, last.window_rate)]
+
+
+def _extrapolated(model: ClockModel, growth: float) -> _Span:
+    return _Span(model.base_ns, model.offset_ns, model.rate, model.window_ns, growth, model.base_ns)
