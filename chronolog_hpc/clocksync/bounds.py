@@ -51,26 +51,27 @@ class Burst(NamedTuple):
     after_ns: int
     """Local time when that answer was here."""
     round_trip_ns: int
-    """Shortest round trip, as seen here."""
+    """Shortest round trip, without the teacher's time between message and answer."""
 
 
-def best_of(before: I64, there: I64, after: I64, rate: float = 0.0) -> Burst:
+def best_of(before: I64, reached: I64, answered: I64, after: I64, rate: float = 0.0) -> Burst:
     """Return the tightest bounds of some exchanges.
 
     Args:
         rate: about the slope of theta, so that a burst that took long is not judged by its drift.
         before: int64, shape (n,), ns: local times before each message.
-        there: int64, shape (n,), ns: times of the reference, between message and answer.
+        reached: int64, shape (n,), ns: times of the reference when each message was there.
+        answered: int64, shape (n,), ns: times of the reference before each answer.
         after: int64, shape (n,), ns: local times after each answer.
     """
-    there_best = int(np.argmin(there - before - rate * (before - before[0])))
-    back_best = int(np.argmax(there - after - rate * (after - before[0])))
+    there = int(np.argmin(reached - before - rate * (before - before[0])))
+    back = int(np.argmax(answered - after - rate * (after - before[0])))
     return Burst(
-        int(before[there_best]),
-        int(there[there_best]),
-        int(there[back_best]),
-        int(after[back_best]),
-        int((after - before).min()),
+        int(before[there]),
+        int(reached[there]),
+        int(answered[back]),
+        int(after[back]),
+        int((after - before - (answered - reached)).min()),
     )
 
 

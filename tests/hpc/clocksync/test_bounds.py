@@ -67,10 +67,11 @@ def test_an_earlier_model_narrows_the_slope_and_not_the_truth(
 
 
 def test_best_of_takes_each_direction_for_itself() -> None:
-    before, there, after = np.array([0, 100, 200]), np.array([9, 103, 208]), np.array([12, 114, 211])
-    burst = best_of(before, there, after)
+    before, after = np.array([0, 100, 200]), np.array([13, 115, 212])
+    reached, answered = np.array([9, 103, 208]), np.array([10, 104, 209])
+    burst = best_of(before, reached, answered, after)
     assert (burst.before_ns, burst.reached_ns) == (100, 103)
-    assert (burst.answered_ns, burst.after_ns) == (9, 12)
+    assert (burst.answered_ns, burst.after_ns) == (10, 13)
     assert burst.round_trip_ns == 11
 
 

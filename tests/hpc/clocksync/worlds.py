@@ -37,16 +37,16 @@ def bursts(
     found = []
     for number in range(count):
         now_ns = begin_ns + number * span_ns // max(1, count - 1)
-        before, there, after = [], [], []
+        stamps = []
         for _ in range(exchanges):
-            before.append(local.at(now_ns))
+            before_ns = local.at(now_ns)
             now_ns += round(chance.uniform(500, 1000) + chance.expovariate(20 / slowest_ns))
-            there.append(reference.at(now_ns))
+            reached_ns = reference.at(now_ns)
+            now_ns += chance.randrange(500)
+            answered_ns = reference.at(now_ns)
             now_ns += round(chance.uniform(500, 1000) + chance.expovariate(20 / slowest_ns))
-            after.append(local.at(now_ns))
-        found.append(
-            best_of(np.array(before, np.int64), np.array(there, np.int64), np.array(after, np.int64))
-        )
+            stamps.append((before_ns, reached_ns, answered_ns, local.at(now_ns)))
+        found.append(best_of(*np.array(stamps, np.int64).T))
     return found
 
 
