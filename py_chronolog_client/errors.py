@@ -10,10 +10,14 @@ leaf carries its code, so the API needs no table:
     ├── AcquiredError                    -4
     ├── NotAcquiredError                 -5
     ├── ChronicleExistsError             -6
+    ├── NoKeepersError                   -7
     ├── NotConnectedError                -8   also ConnectionError
+    │   └── ProtocolError                     the peer does not speak the protocol
     ├── NotAuthorizedError               -9   also PermissionError
+    ├── NoPlayersError                   -10
     ├── NotReaderError                   -11
     ├── ReplayTimeoutError               -12  also TimeoutError
+    ├── ProtocolVersionError             -13
     ├── ClosedError                      -8   a handle that was released, a store that was closed
     └── StoreError                       -1   also OSError; path
         ├── NotAStoreError                    the directory is no ChronoLog store
@@ -102,16 +106,32 @@ class ChronicleExistsError(ChronoLogError):
     code = ErrorCode.CL_ERR_CHRONICLE_EXISTS
 
 
+class NoKeepersError(ChronoLogError):
+    """The deployment has no ChronoKeeper that could take events."""
+
+    code = ErrorCode.CL_ERR_NO_KEEPERS
+
+
 class NotConnectedError(ChronoLogError, ConnectionError):
     """No engine: Connect was not called, or what it should reach is not there."""
 
     code = ErrorCode.CL_ERR_NO_CONNECTION
 
 
+class ProtocolError(NotConnectedError):
+    """What a peer sent is not what docs/protocol.md allows; the connection is given up."""
+
+
 class NotAuthorizedError(ChronoLogError, PermissionError):
     """The store or service refuses this user."""
 
     code = ErrorCode.CL_ERR_NOT_AUTHORIZED
+
+
+class NoPlayersError(ChronoLogError):
+    """The deployment has no ChronoPlayer that could answer a replay."""
+
+    code = ErrorCode.CL_ERR_NO_PLAYERS
 
 
 class NotReaderError(ChronoLogError):
@@ -124,6 +144,12 @@ class ReplayTimeoutError(ChronoLogError, TimeoutError):
     """A replay did not finish before its deadline."""
 
     code = ErrorCode.CL_ERR_QUERY_TIMED_OUT
+
+
+class ProtocolVersionError(ChronoLogError):
+    """Client and service speak different versions of the protocol."""
+
+    code = ErrorCode.CL_ERR_PROTOCOL_VERSION_MISMATCH
 
 
 class ClosedError(ChronoLogError):

@@ -1,0 +1,91 @@
+"""The token file: names and their secrets, by which clients and services of a deployment know each other.
+
+Lines of `name:secret`; the name is the identity, the secret 64 hexadecimal digits. Whoever can read the file can
+be anybody in it, so it is refused where others than its owner could have written or read it, and a symbolic link
+is never followed: on a login node somebody else could have put it there.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from py_chronolog_client.errors import InvalidArgumentError, NotAuthorizedError
+
+TOKEN_VARIABLE = "CHRONOLOG_TOKEN_FILE"
+"""Environment variable that names the token file."""
+SECRET_BYTES = 32
+MAX_TOKENS_BYTES = 2**20
+
+
+def new_secret() -> bytes:
+    """Return a secret that nobody else has."""
+    return secrets.token_bytes(SECRET_BYTES)
+
+
+def token_path() -> Path:
+    """Return where a client looks for its token file: what the environment names, or `~/.chronolog/tokens`."""
+    return Path(os.environ.get(TOKEN_VARIABLE) or "~/.chronolog/tokens").expanduser()
+
+
+def read_tokens(path: Path) -> dict[str, bytes]:
+    """Return the secret of each name in a token file, in its order.
+
+    Raises:
+        NotAuthorizedError: the file is not there, or others could have read or written it.
+        InvalidArgumentError: a line in it is no name with its secret.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotAuthorizedError(
+            f"{path}: the token file cannot be read ({error.strerror}): copy it from the deployment, mode 0600, or name "
+            f"another in {TOKEN_VARIABLE}"
+        ) from error
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise NotAuthorizedError(f"{path}: the token file is no regular file")
+        if status.st_uid not in (os.geteuid(), 0):
+            raise NotAuthorizedError(
+                f"{path}: the token file belongs to user {status.st_uid}, not to this one"
+            )
+        if status.st_mode & 0o077:
+            raise NotAuthorizedError(
+                f"{path}: others may read the token file (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600, and make "
+                "new secrets"
+            )
+        data = file.read(MAX_TOKENS_BYTES)
+    return _parsed(path, data)
+
+
+def write_tokens(path: Path, tokens: Mapping[str, bytes]) -> None:
+    """Make a token file, mode 0600.
+
+    Raises:
+        FileExistsError: there is one.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.writelines(f"{name}:{secret.hex()}\n" for name, secret in tokens.items())
+
+
+def _parsed(path: Path, data: bytes) -> dict[str, bytes]:
+    tokens = {}
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, _, secret = line.strip().rpartition(":")
+        try:
+            tokens[name] = bytes.fromhex(secret)
+        except ValueError:
+            tokens[name] = b""
+        if not name or len(tokens[name]) != SECRET_BYTES:
+            raise InvalidArgumentError(
+                f"{path}: line {number} is not NAME:SECRET with a secret of {2 * SECRET_BYTES} hexadecimal digits"
+            )
+    return tokens

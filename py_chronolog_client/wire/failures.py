@@ -1,0 +1,54 @@
+"""Errors on the wire: a ChronoLog code and a sentence there and back."""
+
+from __future__ import annotations
+
+from py_chronolog_client.errors import (
+    AcquiredError,
+    ChronicleExistsError,
+    ChronoLogError,
+    ErrorCode,
+    InvalidArgumentError,
+    NoKeepersError,
+    NoPlayersError,
+    NotAcquiredError,
+    NotAuthorizedError,
+    NotConnectedError,
+    NotFoundError,
+    ProtocolVersionError,
+    ReplayTimeoutError,
+)
+from py_chronolog_client.wire.messages import Failure, Refused
+
+MAX_SENTENCE = 4000
+"""A longer sentence is cut."""
+
+_ERRORS: dict[int, type[ChronoLogError]] = {
+    error.code: error
+    for error in (
+        InvalidArgumentError,
+        NotFoundError,
+        AcquiredError,
+        NotAcquiredError,
+        ChronicleExistsError,
+        NoKeepersError,
+        NotConnectedError,
+        NotAuthorizedError,
+        NoPlayersError,
+        ReplayTimeoutError,
+        ProtocolVersionError,
+    )
+}
+
+
+def failure_of(error: Exception) -> Failure:
+    """Return the message that tells a peer of an error; of a defect it says no more than its type."""
+    if isinstance(error, ChronoLogError):
+        return Failure(error.code, str(error)[:MAX_SENTENCE])
+    if isinstance(error, OSError):
+        return Failure(ErrorCode.CL_ERR_UNKNOWN, str(error)[:MAX_SENTENCE])
+    return Failure(ErrorCode.CL_ERR_UNKNOWN, f"{type(error).__name__} in the service: its log says more")
+
+
+def error_of(failure: Failure | Refused) -> ChronoLogError:
+    """Return the error that a peer has told of."""
+    return _ERRORS.get(failure.code, ChronoLogError)(failure.sentence)
