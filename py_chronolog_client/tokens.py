@@ -15,7 +15,7 @@ from pathlib import Path
 
 from py_chronolog_client.errors import InvalidArgumentError, NotAuthorizedError
 
-TOKEN_VARIABLE = "CHRONOLOG_TOKEN_FILE"
+TOKEN_VARIABLE = "CHRONOLOG_TOKEN_FILE"  # noqa: S105  a name, no secret
 """Environment variable that names the token file."""
 SECRET_BYTES = 32
 MAX_TOKENS_BYTES = 2**20
