@@ -1,0 +1,204 @@
+"""A connection to a service of a deployment: a blocking socket that speaks the protocol of `wire`.
+
+One thread uses a connection at a time. Whoever asks gets an answer, an error of the tree in `errors`, or, where the
+peer is gone or says what the protocol does not allow, NotConnectedError; then the connection is of no use any more.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from py_chronolog_client.errors import NotConnectedError
+from py_chronolog_client.wire import messages
+from py_chronolog_client.wire.failures import error_of
+from py_chronolog_client.wire.frames import FULL, FrameDecoder, frame_bytes
+from py_chronolog_client.wire.handshake import ClientHandshake
+from py_chronolog_client.wire.messages import Failure, M, Message, expect
+
+CONNECT_S = 5.0
+"""A service that does not answer a greeting for so long is not there."""
+ANSWER_S = 30.0
+"""So long a request may take that names no time-out of its own."""
+
+_SILENCE_S, _PROBE_S, _PROBES = 10, 5, 3
+
+Body = bytes | bytearray
+
+
+class Address(NamedTuple):
+    """Where a service listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Identity(NamedTuple):
+    """Who speaks, and the secret that proves it."""
+
+    name: str
+    secret: bytes
+
+
+class NoAnswerError(NotConnectedError):
+    """The peer is there, or was a moment ago, and does not answer in time."""
+
+
+class Connection:
+    """A connection over which both sides have proven who they are.
+
+    Attributes:
+        address: of the peer.
+        service: what the peer says it is: "visor", "keeper", ...
+    """
+
+    def __init__(self, address: Address, identity: Identity, timeout_s: float = CONNECT_S) -> None:
+        """Connect and greet.
+
+        Raises:
+            NotConnectedError: nobody answers there, or not as docs/protocol.md says.
+            NotAuthorizedError: one side does not know the secret of that name.
+            ProtocolVersionError: the service speaks another version.
+        """
+        self.address = address
+        self._pid = os.getpid()
+        self._decoder = FrameDecoder()
+        deadline = time.monotonic() + timeout_s
+        try:
+            self._socket = socket.create_connection(address, timeout_s)
+        except OSError as error:
+            raise NotConnectedError(
+                f"nothing answers at {address} ({_reason(error)}): is the deployment up ('chronolog status'), and is this "
+                "its address?"
+            ) from error
+        try:
+            _notice_a_dead_peer(self._socket)
+            handshake = ClientHandshake(*identity)
+            self.send(handshake.hello)
+            self.send(handshake.answer(self.receive(deadline)[0]))
+            self.service = handshake.finish(self.receive(deadline)[0])
+            self._decoder.limits = FULL
+        except BaseException:
+            self.close()
+            raise
+
+    def fileno(self) -> int:
+        """Return the descriptor, for select(2)."""
+        return self._socket.fileno()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process made the connection: a forked child must not speak on it."""
+        return self._pid == os.getpid()
+
+    def send(self, message: Message, body: Sequence[bytes | bytearray | memoryview] = ()) -> None:
+        """Send a message; wait until the kernel has taken it.
+
+        Args:
+            message: what to say.
+            body: pieces of the bulk that goes with it.
+
+        Raises:
+            NotConnectedError: the peer is gone.
+        """
+        views = [memoryview(piece).cast("B") for piece in body if len(piece)]
+        head = frame_bytes(messages.encode(message), sum(view.nbytes for view in views))
+        left = [memoryview(head), *views]
+        try:
+            while left:
+                sent = self._socket.sendmsg(left)
+                while left and sent >= left[0].nbytes:
+                    sent -= left.pop(0).nbytes
+                if left:
+                    left[0] = left[0][sent:]
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def receive(self, deadline: float | None = None) -> tuple[Message, Body]:
+        """Return the next message and its body.
+
+        Args:
+            deadline: by time.monotonic(); None to wait for as long as the peer lives.
+
+        Raises:
+            NoAnswerError: the peer says nothing until the deadline.
+            NotConnectedError: the peer is gone.
+        """
+        frame = None
+        while frame is None:
+            try:
+                self._socket.settimeout(None if deadline is None else max(1e-6, deadline - time.monotonic()))
+                count = self._socket.recv_into(self._decoder.buffer())
+            except TimeoutError as error:
+                raise NoAnswerError(f"the service at {self.address} does not answer in time") from error
+            except OSError as error:
+                raise self._lost(error) from error
+            if not count:
+                raise NotConnectedError(f"the service at {self.address} has ended the connection")
+            frame = self._decoder.advance(count)
+        message = messages.decode(frame.head, has_body=bool(frame.body))
+        return message, frame.body
+
+    def ask(self, message: Message, kind: type[M], timeout_s: float = ANSWER_S) -> M:
+        """Return the one answer to a request.
+
+        Raises:
+            ChronoLogError: the service could not do it.
+            NotConnectedError: it is gone, or does not answer in time.
+        """
+        self.send(message)
+        answer, _ = self.receive(time.monotonic() + timeout_s)
+        raise_failure(answer)
+        return expect(answer, kind)
+
+    def is_alive(self) -> bool:
+        """Tell whether the peer has not ended the connection; nothing is read."""
+        try:
+            self._socket.settimeout(None)
+            return bool(self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """End the connection. In a forked child only the child's descriptor of it is closed."""
+        if self.is_ours:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _lost(self, error: OSError) -> NotConnectedError:
+        return NotConnectedError(f"the connection to the service at {self.address} is lost: {_reason(error)}")
+
+
+def raise_failure(message: Message) -> None:
+    """Raise the error that a peer has told of, if this is what it tells."""
+    if isinstance(message, Failure):
+        raise error_of(message)
+
+
+def _reason(error: OSError) -> str:
+    return "no answer in time" if isinstance(error, TimeoutError) else error.strerror or str(error)
+
+
+def _notice_a_dead_peer(connected: socket.socket) -> None:
+    """Send small messages at once, and let the kernel find out when the peer's machine is gone."""
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", _SILENCE_S),
+        ("TCP_KEEPINTVL", _PROBE_S),
+        ("TCP_KEEPCNT", _PROBES),
+        ("TCP_USER_TIMEOUT", 1000 * (_SILENCE_S + _PROBES * _PROBE_S)),
+    ):
+        if hasattr(socket, name):
+            with suppress(OSError):
+                connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
