@@ -21,7 +21,6 @@ from py_chronolog_client.engine.connection import (
 )
 from py_chronolog_client.errors import (
     DamageError,
-    NotConnectedError,
     ProtocolError,
     ReplayTimeoutError,
 )
@@ -134,7 +133,7 @@ class RemoteReader:
         try:
             connection.send(question)
             yield connection
-        except BaseException as error:
+        except BaseException:
             connection.close()
             raise
         self._idle.append(connection)
