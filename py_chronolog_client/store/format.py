@@ -123,6 +123,41 @@ def encode_record(client_id: int, next_sequence: int, fields: dict[str, Any]) ->
     return header.pack() + payload + padding(HEADER_BYTES + len(payload))
 
 
+def events_header(
+    client_id: int,
+    first_sequence: int,
+    times: memoryview,
+    ends: memoryview,
+    payload: bytes | memoryview,
+    origin: int,
+    clock: ClockModel,
+) -> BlockHeader:
+    """Return the header of an events block.
+
+    Args:
+        client_id: whose events.
+        first_sequence: number of the first one; there is one.
+        times: "Q", times in ns.
+        ends: "Q", where each record ends, counted as `origin` is.
+        payload: the records.
+        origin: what `ends` calls the start of the payload.
+        clock: the model of the times.
+    """
+    return BlockHeader(
+        kind=KIND_EVENTS,
+        client_id=client_id,
+        first_sequence=first_sequence,
+        count=len(times),
+        columns_crc=crc32(ends, crc32(times)),
+        payload_crc=crc32(payload),
+        payload_bytes=len(payload),
+        origin=origin,
+        first_time=times[0],
+        last_time=times[-1],
+        clock=clock,
+    )
+
+
 def decode_map(payload: bytes) -> dict[str, Any]:
     """Read one msgpack map with text keys; raise ValueError where the bytes are not one."""
     try:

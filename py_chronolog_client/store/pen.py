@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 from py_chronolog_client.clock import ClockModel
 from py_chronolog_client.store.blocks import complete_block
-from py_chronolog_client.store.crc import crc32
-from py_chronolog_client.store.format import HEADER_BYTES, KIND_EVENTS, BlockHeader, encode_record, padding
+from py_chronolog_client.store.format import HEADER_BYTES, encode_record, events_header, padding
 from py_chronolog_client.store.rights import is_own
 from py_chronolog_client.store.segment import Segment
 
@@ -91,19 +90,7 @@ class Pen:
         """
         assert self.stored is not None
         sequence, segment, offset = self.stored
-        header = BlockHeader(
-            kind=KIND_EVENTS,
-            client_id=client_id,
-            first_sequence=sequence,
-            count=len(times),
-            columns_crc=crc32(ends, crc32(times)),
-            payload_crc=crc32(payload),
-            payload_bytes=payload.nbytes,
-            origin=origin,
-            first_time=times[0],
-            last_time=times[-1],
-            clock=clock,
-        )
+        header = events_header(client_id, sequence, times, ends, payload, origin, clock)
         self._header[:] = header.pack()
         zeros = padding(HEADER_BYTES + header.columns_bytes + header.payload_bytes)
         pieces: list[bytes | memoryview] = [self._header, times, ends, payload, zeros, *tokens]
