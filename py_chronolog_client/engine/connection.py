@@ -6,11 +6,13 @@ peer is gone or says what the protocol does not allow, NotConnectedError; then t
 
 from __future__ import annotations
 
+import math
 import os
+import select
 import socket
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from py_chronolog_client.errors import NotConnectedError
@@ -177,6 +179,69 @@ class Connection:
 
     def _lost(self, error: OSError) -> NotConnectedError:
         return NotConnectedError(f"the connection to the service at {self.address} is lost: {_reason(error)}")
+
+
+class Connections:
+    """Connections to one service, each for one question at a time.
+
+    Thread safety: everything. A connection whose answer was not read to its end is closed: nothing else would stop what
+    is under way.
+    """
+
+    def __init__(self, connect: Callable[[], Connection]) -> None:
+        """Use the connections that `connect` makes."""
+        self._connect = connect
+        self._idle: list[Connection] = []
+
+    @contextmanager
+    def asking(self, question: Message) -> Iterator[Connection]:
+        """Ask over a connection that nobody else uses meanwhile; the block reads the whole answer."""
+        connection = self._take() or self._connect()
+        try:
+            connection.send(question)
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.append(connection)
+
+    def ask(self, question: Message, kind: type[M]) -> M:
+        """Return the one answer to a question.
+
+        Raises:
+            ChronoLogError: the service could not do it.
+        """
+        with self.asking(question) as connection:
+            answer, _ = connection.receive(time.monotonic() + ANSWER_S)
+            if not isinstance(answer, Failure):
+                return expect(answer, kind)
+        raise error_of(answer)
+
+    def greet(self) -> None:
+        """Make sure that the service is there."""
+        self._idle.append(self._take() or self._connect())
+
+    def close(self) -> None:
+        """End the idle connections."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def _take(self) -> Connection | None:
+        """Return an idle connection whose peer is still there, if there is one."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_ours and connection.is_alive():
+                return connection
+            connection.close()
+        return None
+
+
+def readable(descriptors: Iterable[int], timeout_s: float) -> bool:
+    """Wait until something can be read from one of some descriptors; tell whether it can."""
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(math.ceil(1000 * timeout_s)))
 
 
 def raise_failure(message: Message) -> None:

@@ -97,6 +97,10 @@ class EmbeddedEngine(Engine):
     def story_attributes(self, chronicle: str, story: str) -> dict[str, str]:
         return self._catalog.story_attributes(chronicle, story)
 
+    def story_directory(self, chronicle: str, story: str) -> Path:
+        """Return the directory of a story, for whoever reads the files of its clients himself."""
+        return self._catalog.story_directory(chronicle, story)
+
     def open_writer(
         self, chronicle: str, story: str, attributes: Mapping[str, str], options: WriterOptions
     ) -> Writer:

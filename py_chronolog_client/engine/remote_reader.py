@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport, Snapshot
@@ -16,6 +15,7 @@ from py_chronolog_client.engine.connection import (
     CONNECT_S,
     Body,
     Connection,
+    Connections,
     NoAnswerError,
     raise_failure,
 )
@@ -45,18 +45,17 @@ class RemoteReader:
 
     def __init__(self, connect: Callable[[], Connection]) -> None:
         """Ask over the connections that `connect` makes."""
-        self._connect = connect
-        self._idle: list[Connection] = []
+        self._connections = Connections(connect)
 
     def snapshot(self, chronicle: str, story: str) -> Snapshot:
         """Return the present high-water mark of every client."""
-        with self._asking(messages.TakeSnapshot(chronicle, story)) as connection:
+        with self._connections.asking(messages.TakeSnapshot(chronicle, story)) as connection:
             return unpack_marks(expect(_answer(connection)[0], messages.Marks).marks)
 
     def clients(self, chronicle: str, story: str) -> dict[int, dict[str, Any]]:
         """Return what each client of a story said of itself."""
         found = {}
-        with self._asking(messages.ListClients(chronicle, story)) as connection:
+        with self._connections.asking(messages.ListClients(chronicle, story)) as connection:
             while not isinstance((answer := _answer(connection))[0], messages.Done):
                 described = expect(answer[0], messages.Description)
                 found[described.client_id] = _description(answer[1])
@@ -94,7 +93,7 @@ class RemoteReader:
         )
         found = ScanReport() if report is None else report
         before = len(found.damages)
-        with self._asking(question) as connection:
+        with self._connections.asking(question) as connection:
             deadline = None if timeout_s is None else time.monotonic() + timeout_s + _LATE_S
             answer = _answer(connection, deadline)
             while not isinstance(end := answer[0], messages.ScanEnd):
@@ -115,7 +114,7 @@ class RemoteReader:
         """Wait for events beyond `cursor` as `Engine.follow` does."""
         pages: list[Page] = []
         question = messages.Follow(chronicle, story, pack_marks(cursor), _milliseconds(timeout_s))
-        with self._asking(question) as connection:
+        with self._connections.asking(question) as connection:
             deadline = time.monotonic() + timeout_s + _LATE_S
             while isinstance((answer := _answer(connection, deadline))[0], messages.Page):
                 pages.append(unpack_page(answer[0], answer[1]))
@@ -123,29 +122,7 @@ class RemoteReader:
 
     def close(self) -> None:
         """End the idle connections."""
-        while self._idle:
-            self._idle.pop().close()
-
-    @contextmanager
-    def _asking(self, question: Message) -> Iterator[Connection]:
-        """Ask over a connection that nobody else uses meanwhile; keep it if the block has read the whole answer."""
-        connection = self._take() or self._connect()
-        try:
-            connection.send(question)
-            yield connection
-        except BaseException:
-            connection.close()
-            raise
-        self._idle.append(connection)
-
-    def _take(self) -> Connection | None:
-        """Return an idle connection whose peer is still there, if there is one."""
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.is_ours and connection.is_alive():
-                return connection
-            connection.close()
-        return None
+        self._connections.close()
 
 
 def _answer(connection: Connection, deadline: float | None = None) -> tuple[Message, Body]:

@@ -20,7 +20,7 @@ from py_chronolog_client.errors import DamageError, StoreError
 from py_chronolog_client.page import U64, Payload
 from py_chronolog_client.store.blocks import read_exactly
 from py_chronolog_client.store.crc import crc32
-from py_chronolog_client.store.format import HEADER_BYTES, BlockHeader
+from py_chronolog_client.store.format import HEADER_BYTES, BlockHeader, events_header, padding
 
 _PIECE_BYTES = 2**18
 _local = threading.local()
@@ -268,3 +268,12 @@ class TailStretch(Stretch):
         origin = int(self._ends[skipped - 1])
         payload = self._payload[origin - self._origin :]
         return TailStretch(sequence, self.clock, self._times[skipped:], self._ends[skipped:], payload, origin)
+
+    def block(self, client_id: int) -> list[bytes | memoryview]:
+        """Return an events block with these events, in pieces."""
+        times, ends = self._times.data, self._ends.data
+        size_bytes = int(self._ends[-1]) - self._origin
+        payload = memoryview(self._payload)[:size_bytes]
+        header = events_header(client_id, self.first_sequence, times, ends, payload, self._origin, self.clock)
+        zeros = padding(HEADER_BYTES + header.columns_bytes + header.payload_bytes)
+        return [header.pack(), times, ends, payload, zeros]

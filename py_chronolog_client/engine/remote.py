@@ -1,0 +1,348 @@
+"""The remote engine: stories kept by a deployment of ChronoVisor, ChronoKeepers and ChronoPlayer.
+
+A writer appends to a spool first, an embedded store on this machine, so `log_event` costs and promises what it does
+there: it never waits for the network, and what it returned survives the death of the process. A thread, the shipper,
+brings the spool to a keeper. What a keeper has journalled is acknowledged, and every reader sees it from then on.
+
+Everything about the catalog is asked of the visor, everything about events of the player.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from py_chronolog_client.clock import Clock
+from py_chronolog_client.engine.base import (
+    MAX_TIME_NS,
+    Capabilities,
+    Engine,
+    ScanReport,
+    Snapshot,
+    Writer,
+    WriterOptions,
+    WriterStatistics,
+)
+from py_chronolog_client.engine.connection import Address, Connection, Identity
+from py_chronolog_client.engine.embedded import EmbeddedEngine
+from py_chronolog_client.engine.remote_catalog import RemoteCatalog, checked_attributes
+from py_chronolog_client.engine.shipment import Shipment
+from py_chronolog_client.engine.shipper import Shipper, wait_until
+from py_chronolog_client.errors import (
+    ChronicleExistsError,
+    ClosedError,
+    NoPlayersError,
+    NotConnectedError,
+)
+from py_chronolog_client.store.records import MISSING
+
+if TYPE_CHECKING:
+    from py_chronolog_client.engine.remote_reader import RemoteReader
+    from py_chronolog_client.page import Page
+
+SPOOL_VARIABLE = "CHRONOLOG_SPOOL"
+"""Environment variable that names the directory of the spool, on a file system of this node."""
+FLUSH_S = 60.0
+"""A flush without a time-out, and a release, wait so long for a keeper."""
+
+logger = logging.getLogger("py_chronolog_client")
+
+
+class RemoteEngine(Engine):
+    """Stories of a deployment.
+
+    Thread safety: everything. A forked child has connections of its own.
+
+    Attributes:
+        visor: address of the ChronoVisor's portal.
+    """
+
+    capabilities = Capabilities()
+
+    def __init__(self, visor: Address, player: Address | None, identity: Identity) -> None:
+        """Find the visor.
+
+        Args:
+            visor: address of the ChronoVisor's portal.
+            player: address of the ChronoPlayer; None for a client that only writes.
+            identity: who this is.
+
+        Raises:
+            NotConnectedError: nobody answers there.
+            NotAuthorizedError: the visor knows nobody of that name with that secret.
+            ProtocolVersionError: it speaks another version of the protocol.
+        """
+        self.visor = visor
+        self._player = player
+        self._identity = identity
+        self._closed = False
+        self._catalog = RemoteCatalog(lambda: Connection(visor, identity))
+        self._catalog.greet()
+        self._open_reader: RemoteReader | None = None
+        self._spool: EmbeddedEngine | None = None
+        self._shipper: Shipper | None = None
+        self._shipped: list[Shipment] = []
+        _engines.add(self)
+
+    # -- the catalog --
+
+    def create_chronicle(self, chronicle: str, attributes: Mapping[str, str]) -> None:
+        self._open_catalog.create_chronicle(chronicle, attributes)
+
+    def destroy_chronicle(self, chronicle: str) -> None:
+        self._open_catalog.destroy_chronicle(chronicle)
+
+    def chronicles(self) -> list[str]:
+        return self._open_catalog.chronicles()
+
+    def chronicle_attributes(self, chronicle: str) -> dict[str, str]:
+        return self._open_catalog.chronicle_attributes(chronicle)
+
+    def destroy_story(self, chronicle: str, story: str) -> None:
+        self._open_catalog.destroy_story(chronicle, story)
+
+    def stories(self, chronicle: str) -> list[str]:
+        return self._open_catalog.stories(chronicle)
+
+    def story_attributes(self, chronicle: str, story: str) -> dict[str, str]:
+        return self._open_catalog.story_attributes(chronicle, story)
+
+    # -- writing --
+
+    def open_writer(
+        self, chronicle: str, story: str, attributes: Mapping[str, str], options: WriterOptions
+    ) -> Writer:
+        shipment = self.ship(chronicle, story, attributes, options.client_id, options)
+        spool = self._open_spool()
+        place = f"{shipment.uid} {story}"
+        try:
+            with suppress(ChronicleExistsError):
+                spool.create_chronicle(chronicle, {})
+            writer = spool.open_writer(chronicle, place, {"uid": str(shipment.uid), "story": story}, options)
+        except BaseException:
+            shipment.error = ClosedError("nothing was logged")
+            raise
+        shipment.begin(spool.story_directory(chronicle, place))
+        return RemoteWriter(self, writer, shipment, options)
+
+    def ship(
+        self,
+        chronicle: str,
+        story: str,
+        attributes: Mapping[str, str],
+        client_id: int,
+        options: WriterOptions,
+    ) -> Shipment:
+        """Acquire a story for a client of this process; its events are shipped as soon as the shipment begins."""
+        if self._closed:
+            raise ClosedError("the engine was closed")
+        shipment = Shipment(
+            chronicle, story, checked_attributes(attributes), client_id, durable=options.durability == "node"
+        )
+        self.shipper().acquire(shipment)
+        self._shipped.append(shipment)
+        return shipment
+
+    def shipper(self) -> Shipper:
+        """Return the shipper of this process."""
+        if self._shipper is None:
+            self._shipper = Shipper(self.visor, self._identity)
+        return self._shipper
+
+    def _open_spool(self) -> EmbeddedEngine:
+        if self._spool is None:
+            self._spool = EmbeddedEngine(spool_directory(self.visor))
+        return self._spool
+
+    # -- reading --
+
+    def clients(self, chronicle: str, story: str) -> dict[int, dict[str, Any]]:
+        return self._reader.clients(chronicle, story)
+
+    def snapshot(self, chronicle: str, story: str) -> Snapshot:
+        return self._reader.snapshot(chronicle, story)
+
+    def scan(
+        self,
+        chronicle: str,
+        story: str,
+        start_ns: int = 0,
+        end_ns: int = MAX_TIME_NS,
+        *,
+        clients: Sequence[int] | None = None,
+        snapshot: Snapshot | None = None,
+        since: Snapshot | None = None,
+        timeout_s: float | None = None,
+        verify: bool = False,
+        aligned: bool = False,
+        report: ScanReport | None = None,
+    ) -> Iterator[Page]:
+        return self._reader.scan(
+            chronicle,
+            story,
+            start_ns,
+            end_ns,
+            clients=clients,
+            snapshot=snapshot,
+            since=since,
+            timeout_s=timeout_s,
+            verify=verify,
+            aligned=aligned,
+            report=report,
+        )
+
+    def follow(
+        self, chronicle: str, story: str, cursor: Snapshot, timeout_s: float
+    ) -> tuple[list[Page], Snapshot]:
+        return self._reader.follow(chronicle, story, cursor, timeout_s)
+
+    # -- the end --
+
+    def close(self) -> None:
+        self._closed = True
+        if self._shipper is not None:
+            self._shipper.stop()
+            self._shipper = None
+        for shipment in self._shipped:
+            if shipment.done and shipment.error is None and shipment.outbox is not None:
+                shipment.outbox.remove()
+        self._shipped = []
+        self._catalog.close()
+        if self._open_reader is not None:
+            self._open_reader.close()
+        if self._spool is not None:
+            self._spool.close()
+
+    def after_fork_in_child(self) -> None:
+        """Leave the parent's connections to the parent."""
+        if self._shipper is not None:
+            self._shipper.forget()
+        self._shipper = None
+        self._shipped = []
+
+    @property
+    def _open_catalog(self) -> RemoteCatalog:
+        if self._closed:
+            raise ClosedError("the engine was closed")
+        return self._catalog
+
+    @property
+    def _reader(self) -> RemoteReader:
+        from py_chronolog_client.engine.remote_reader import RemoteReader
+
+        if self._closed:
+            raise ClosedError("the engine was closed")
+        player = self._player
+        if player is None:
+            raise NoPlayersError("this client has no query service: make it with a ClientQueryServiceConf")
+        if self._open_reader is None:
+            self._open_reader = RemoteReader(lambda: _player_at(player, self._identity))
+        return self._open_reader
+
+
+class RemoteWriter(Writer):
+    """Appends to the spool, and waits for the keeper where that is asked for.
+
+    Durability: an event whose `log_event` returned survives the death of its process, in the spool. What `flush`
+    acknowledges is journalled by a keeper.
+    """
+
+    def __init__(
+        self, engine: RemoteEngine, writer: Writer, shipment: Shipment, options: WriterOptions
+    ) -> None:
+        self._engine = engine
+        self._writer = writer
+        self._shipment = shipment
+        self._options = options
+        self.log_event = writer.log_event  # type: ignore[method-assign]
+
+    @property
+    def client_id(self) -> int:
+        return self._writer.client_id
+
+    def log_event(self, event_string: str | bytes = MISSING, log_string: str | bytes | None = None) -> int:
+        raise AssertionError("replaced by that of the spool's writer")  # pragma: no cover
+
+    def log_events(self, batch: Sequence[str | bytes]) -> int:
+        return self._writer.log_events(batch)
+
+    def flush(self, timeout_s: float | None = None) -> int:
+        wanted = self._writer.flush()
+        shipment = self._own_shipment()
+        self._engine.shipper().wake()
+        wait_until(
+            lambda: shipment.acknowledged >= wanted or shipment.error is not None,
+            FLUSH_S if timeout_s is None else timeout_s,
+        )
+        return min(shipment.acknowledged, wanted)
+
+    def use_clock(self, clock: Clock) -> None:
+        self._writer.use_clock(clock)
+
+    def statistics(self) -> WriterStatistics:
+        told = self._writer.statistics()
+        acknowledged = self._shipment.acknowledged - self._first_sequence
+        return WriterStatistics(told.logged, min(max(0, acknowledged), told.logged), told.lost)
+
+    def close(self, reason: str = "released") -> None:
+        shipment = self._own_shipment()
+        self._writer.close(reason)
+        if shipment.done:
+            return
+        shipper = self._engine.shipper()
+        shipper.wake()
+        if not wait_until(lambda: shipment.done, FLUSH_S) or shipment.error is not None:
+            logger.warning(
+                "client %016x of story %r is closed, and %d of its events are still in the spool %s: 'chronolog drain' "
+                "ships them",
+                self.client_id,
+                shipment.story,
+                self.statistics().backlog,
+                spool_directory(self._engine.visor),
+            )
+
+    @property
+    def _first_sequence(self) -> int:
+        return self._options.first_sequence if self.client_id == self._options.client_id else 0
+
+    def _own_shipment(self) -> Shipment:
+        """Return the shipment of this process's client: a forked child has one of its own."""
+        shipment, client_id = self._shipment, self.client_id
+        if shipment.client_id != client_id:
+            assert shipment.outbox is not None
+            directory = shipment.outbox.directory
+            self._shipment = self._engine.ship(
+                shipment.chronicle, shipment.story, shipment.attributes, client_id, self._options
+            )
+            self._shipment.begin(directory)
+        return self._shipment
+
+
+def spool_directory(visor: Address) -> Path:
+    """Return the directory of the spool for a deployment; the one above it is made if it is missing."""
+    base = Path(os.environ.get(SPOOL_VARIABLE) or "~/.chronolog/spool").expanduser()
+    base.mkdir(mode=0o700, parents=not os.environ.get(SPOOL_VARIABLE), exist_ok=True)
+    return base / f"{visor.host}_{visor.port}".replace("/", "_")
+
+
+def _player_at(address: Address, identity: Identity) -> Connection:
+    try:
+        return Connection(address, identity)
+    except NotConnectedError as error:
+        raise NoPlayersError(f"no ChronoPlayer: {error}") from error
+
+
+_engines: weakref.WeakSet[RemoteEngine] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for engine in list(_engines):
+        engine.after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

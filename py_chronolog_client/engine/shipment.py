@@ -1,0 +1,250 @@
+"""One client's events on their way from the spool to a keeper, and the link on which they travel.
+
+A shipment is filled by the application, which writes to the spool, and emptied by the shipper's thread. Between them
+there are only attributes that one side sets and the other reads: a signal handler that logs or flushes may have
+interrupted anybody, and must wait for no lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from py_chronolog_client.engine.connection import Address, Connection, Identity, readable
+from py_chronolog_client.errors import ChronoLogError, DamageError, NotConnectedError
+from py_chronolog_client.store.outbox import Outbox
+from py_chronolog_client.wire import messages
+from py_chronolog_client.wire.failures import error_of
+from py_chronolog_client.wire.messages import Message
+
+WINDOW_BYTES = 16 * 2**20
+"""So much may be under way on a link without an answer."""
+RETRY_S = 0.25
+"""After a keeper could not be reached, it is left alone for so long."""
+_CONNECT_S = 2.0
+
+logger = logging.getLogger("py_chronolog_client")
+
+
+class Shipment:
+    """What is shipped of one client of one story.
+
+    Attributes:
+        chronicle: where the story is.
+        story: its name.
+        attributes: with which the story is made if it is not there.
+        client_id: whose events.
+        durable: whether an acknowledged event must survive a power cut of the keeper.
+        adopted: whether the client is another process's, which is dead or a child of this one.
+        is_orphan: whether that process is known to be dead, so that nothing will come any more.
+        is_idle: whether there was nothing to send, and no answer to wait for.
+        uid: of the story, once the visor has said it.
+        address: of the keeper, likewise.
+        outbox: what is to be sent, once there are files.
+        acknowledged: all events below this number are journalled by the keeper.
+        error: why nothing can be shipped any more.
+        done: whether everything is there, the client's goodbye too, and the story is given up.
+        said: the connection to the visor over which the story was acquired last.
+    """
+
+    def __init__(
+        self,
+        chronicle: str,
+        story: str,
+        attributes: Mapping[str, str],
+        client_id: int,
+        *,
+        durable: bool,
+        adopted: bool = False,
+    ) -> None:
+        self.chronicle = chronicle
+        self.story = story
+        self.attributes = dict(attributes)
+        self.client_id = client_id
+        self.durable = durable
+        self.adopted = adopted
+        self.is_orphan = self.is_idle = False
+        self.uid = 0
+        self.address: Address | None = None
+        self.outbox: Outbox | None = None
+        self.acknowledged = 0
+        self.error: ChronoLogError | None = None
+        self.done = False
+        self.said: Connection | None = None
+        self.retry_at_s = 0.0
+        self.in_flight: deque[int] = deque()
+
+    def begin(self, directory: Path) -> None:
+        """Ship what the client writes in `directory`, a story's of the spool."""
+        self.outbox = Outbox(directory, self.client_id)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether everything is acknowledged, and nothing will come any more."""
+        if self.outbox is None:
+            return False
+        return (self.outbox.ended and not self.in_flight) or (self.is_orphan and self.is_idle)
+
+
+class Link:
+    """The way to one keeper: a connection that is made again whenever it is lost, with a stream for each shipment.
+
+    Attributes:
+        address: of the keeper.
+        shipments: stream number -> what is shipped on it.
+        failed: whether the keeper could not be reached; cleared by whoever asks the visor where it is now.
+    """
+
+    def __init__(self, address: Address, identity: Identity) -> None:
+        self.address = address
+        self.shipments: dict[int, Shipment] = {}
+        self.failed = False
+        self._identity = identity
+        self._connection: Connection | None = None
+        self._ready: set[int] = set()
+        self._retry_at_s = 0.0
+        self._in_flight_bytes = 0
+        self._next_stream = 0
+
+    def add(self, shipment: Shipment) -> None:
+        """Ship it from now on over this link."""
+        self._next_stream += 1
+        self.shipments[self._next_stream] = shipment
+        if self._connection is not None:
+            self._guarded(lambda connection: self._open(connection, self._next_stream))
+
+    def remove(self, shipment: Shipment) -> None:
+        """Ship it no more."""
+        for stream in [stream for stream, other in self.shipments.items() if other is shipment]:
+            del self.shipments[stream]
+            self._ready.discard(stream)
+
+    def fileno(self) -> int | None:
+        """Return the descriptor on which answers come, or None where there is no connection."""
+        return None if self._connection is None else self._connection.fileno()
+
+    def turn(self) -> bool:
+        """Send what there is and hear what was answered; return whether anything has moved."""
+        if self._connection is None and not self._connect():
+            return False
+        return self._guarded(self._exchange)
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    def _connect(self) -> bool:
+        if time.monotonic() < self._retry_at_s:
+            return False
+        try:
+            connection = Connection(self.address, self._identity, _CONNECT_S)
+        except ChronoLogError as error:
+            self._lost(error)
+            return False
+        self._connection, self._in_flight_bytes = connection, 0
+        self._ready.clear()
+        return self._guarded(self._open_all)
+
+    def _guarded(self, action: Callable[[Connection], bool]) -> bool:
+        """Do something with the connection; where it is lost, note that."""
+        connection = self._connection
+        assert connection is not None
+        try:
+            return action(connection)
+        except NotConnectedError as error:
+            self._lost(error)
+            return False
+
+    def _lost(self, error: ChronoLogError) -> None:
+        if not self.failed:
+            logger.warning("events stay in the spool for now: %s", error)
+        self.close()
+        self.failed = True
+        self._retry_at_s = time.monotonic() + RETRY_S
+
+    def _open_all(self, connection: Connection) -> bool:
+        return all([self._open(connection, stream) for stream in self.shipments])
+
+    def _open(self, connection: Connection, stream: int) -> bool:
+        shipment = self.shipments[stream]
+        shipment.in_flight.clear()
+        connection.send(
+            messages.Open(
+                stream,
+                shipment.uid,
+                shipment.chronicle,
+                shipment.story,
+                shipment.client_id,
+                shipment.durable,
+            )
+        )
+        return True
+
+    def _exchange(self, connection: Connection) -> bool:
+        moved = self._listen(connection)
+        for stream in list(self._ready):
+            shipment = self.shipments[stream]
+            while self._in_flight_bytes < WINDOW_BYTES and self._send_next(connection, stream, shipment):
+                moved = True
+        return moved
+
+    def _send_next(self, connection: Connection, stream: int, shipment: Shipment) -> bool:
+        outbox = shipment.outbox
+        if outbox is None:
+            return False
+        try:
+            pieces = outbox.take()
+        except DamageError as error:
+            self._give_up(stream, shipment, error)
+            return False
+        shipment.is_idle = pieces is None and not shipment.in_flight
+        if pieces is None:
+            return False
+        size_bytes = sum(memoryview(piece).nbytes for piece in pieces)
+        shipment.in_flight.append(size_bytes)
+        self._in_flight_bytes += size_bytes
+        connection.send(messages.Block(stream), pieces)
+        return True
+
+    def _listen(self, connection: Connection) -> bool:
+        """Hear all that was answered, without waiting."""
+        heard = False
+        while readable([connection.fileno()], 0.0):
+            message, _ = connection.receive()
+            self._hear(message)
+            heard = True
+        return heard
+
+    def _hear(self, message: Message) -> None:
+        stream = getattr(message, "stream", 0)
+        shipment = self.shipments.get(stream)
+        if shipment is None:
+            return  # of a shipment that was taken away meanwhile
+        if isinstance(message, messages.Opened):
+            if shipment.outbox is not None:
+                shipment.outbox.rewind(message.sequence, has_client=not message.empty)
+            shipment.acknowledged = max(shipment.acknowledged, message.sequence)
+            self._ready.add(stream)
+            self.failed = False
+        elif isinstance(message, messages.Ack):
+            self._in_flight_bytes -= shipment.in_flight.popleft() if shipment.in_flight else 0
+            shipment.acknowledged = max(shipment.acknowledged, message.sequence)
+        elif isinstance(message, messages.Refused):
+            self._give_up(stream, shipment, error_of(message))
+
+    def _give_up(self, stream: int, shipment: Shipment, error: ChronoLogError) -> None:
+        self._ready.discard(stream)
+        self._in_flight_bytes -= sum(shipment.in_flight)
+        shipment.in_flight.clear()
+        shipment.error = error
+        logger.error(
+            "client %016x of story %r cannot be shipped any further: %s",
+            shipment.client_id,
+            shipment.story,
+            error,
+        )

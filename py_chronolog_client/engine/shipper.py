@@ -1,0 +1,285 @@
+"""The shipper: a thread that brings what the spool holds to the keepers, whatever happens to them.
+
+It owns all that needs a conversation: a connection to the visor, over which stories are acquired and released for as
+long as it lives, and a link to each keeper. The application's threads only hand it shipments and look at what has
+become of them. Where the visor or a keeper is away it tries again and again; nobody waits for that but who has asked
+for a flush, and for no longer than he said.
+
+In every story that it ships it also looks for clients of dead processes, and ships what they have left. Two shippers
+may do that at once: a keeper takes every event once, by its number.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from py_chronolog_client.engine.connection import Address, Connection, Identity, readable
+from py_chronolog_client.engine.shipment import RETRY_S, Link, Shipment
+from py_chronolog_client.errors import ChronoLogError, NoKeepersError, NotConnectedError, NotFoundError
+from py_chronolog_client.store import owner
+from py_chronolog_client.store.outbox import clients_in
+from py_chronolog_client.store.records import read_client_record
+from py_chronolog_client.wire import messages
+
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.01
+_VISOR_LOOK_S = 0.5
+_ADOPT_EVERY_S = 2.0
+_POLL_S = 0.0005
+_ANSWER_S = 10.0
+
+logger = logging.getLogger("py_chronolog_client")
+
+
+class Shipper:
+    """Ships what is handed to it, in a thread of its own.
+
+    Thread safety: everything, also from a signal handler: nothing waits for a lock.
+    """
+
+    def __init__(self, visor: Address, identity: Identity) -> None:
+        """Start the thread; nothing is connected before there is something to ship."""
+        self._address = visor
+        self._identity = identity
+        self._visor: Connection | None = None
+        self._visor_retry_at_s = 0.0
+        self._visor_looked_at_s = 0.0
+        self._shipments: list[Shipment] = []
+        self._links: dict[Address, Link] = {}
+        self._adopt_at_s = 0.0
+        self._stopping = False
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._thread = threading.Thread(target=self._run, name="chronolog-shipper", daemon=True)
+        self._thread.start()
+
+    # -- for the application's threads --
+
+    def acquire(self, shipment: Shipment, timeout_s: float = _ANSWER_S) -> None:
+        """Let the visor give the story to the shipment's client.
+
+        Raises:
+            ChronoLogError: it does not.
+        """
+        self._shipments.append(shipment)
+        self.wake()
+        if not wait_until(lambda: shipment.address is not None or shipment.error is not None, timeout_s):
+            shipment.error = NotConnectedError(f"the visor at {self._address} does not answer in time")
+        if shipment.error is not None:
+            with suppress(ValueError):
+                self._shipments.remove(shipment)
+            raise shipment.error
+
+    def wake(self) -> None:
+        """Look at once whether there is something to do."""
+        with suppress(OSError):  # it is awake if its ear is full
+            self._wake_in.send(b"\0")
+
+    def stop(self) -> None:
+        """End the thread and all connections. What is not shipped stays in the spool."""
+        self._stopping = True
+        self.wake()
+        self._thread.join()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    def forget(self) -> None:
+        """Close what a forked child has inherited."""
+        for link in self._links.values():
+            link.close()
+        if self._visor is not None:
+            self._visor.close()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    # -- the thread --
+
+    def _run(self) -> None:
+        pause_s = _SHORTEST_PAUSE_S
+        while not self._stopping:
+            try:
+                moved = self._turn()
+            except Exception:  # a defect here must not be the end of all shipping
+                logger.exception("the shipper goes on after an error")
+                moved = False
+            pause_s = _SHORTEST_PAUSE_S if moved else min(1.2 * pause_s, _LONGEST_PAUSE_S)
+            if not moved:
+                self._sleep(pause_s)
+        for link in self._links.values():
+            link.close()
+        if self._visor is not None:
+            self._visor.close()
+
+    def _sleep(self, pause_s: float) -> None:
+        ears = [self._wake_out.fileno()]
+        ears += [number for link in self._links.values() if (number := link.fileno()) is not None]
+        if readable(ears, pause_s):
+            with suppress(BlockingIOError):
+                self._wake_out.recv(4096)
+
+    def _turn(self) -> bool:
+        """Do what can be done without waiting for anybody; return whether anything has moved."""
+        for shipment in list(self._shipments):
+            if shipment.said is None or shipment.said is not self._visor:
+                self._place(shipment)
+        moved = False
+        for link in list(self._links.values()):
+            moved = link.turn() or moved
+            if link.failed:  # it may be elsewhere by now
+                for shipment in link.shipments.values():
+                    shipment.said = None
+        for shipment in list(self._shipments):
+            if shipment.is_over or shipment.error is not None:
+                self._finish(shipment)
+        if time.monotonic() >= self._adopt_at_s:
+            self._adopt()
+        self._look_at_the_visor()
+        return moved
+
+    def _place(self, shipment: Shipment) -> None:
+        """Acquire the story for a shipment, and put it on the link to its keeper."""
+        if time.monotonic() < shipment.retry_at_s:
+            return
+        shipment.retry_at_s = time.monotonic() + RETRY_S
+        request = messages.Acquire(
+            shipment.chronicle,
+            shipment.story,
+            shipment.attributes,
+            shipment.client_id,
+            socket.gethostname(),
+        )
+        try:
+            visor = self._connected()
+            acquired = visor.ask(request, messages.Acquired, _ANSWER_S)
+        except NotConnectedError as error:
+            self._lose_visor()
+            self._refuse(shipment, error, final=False)
+            return
+        except ChronoLogError as error:
+            self._refuse(shipment, error, final=not isinstance(error, NoKeepersError))
+            return
+        if shipment.uid not in (0, acquired.uid):
+            self._refuse(shipment, NotFoundError("the story was destroyed and made again"), final=True)
+            return
+        shipment.said, shipment.uid = visor, acquired.uid
+        address = Address(acquired.keeper_host, acquired.keeper_port)
+        if shipment.address != address:
+            self._take_off(shipment)
+            self._links.setdefault(address, Link(address, self._identity)).add(shipment)
+            shipment.address = address
+
+    def _refuse(self, shipment: Shipment, error: ChronoLogError, *, final: bool) -> None:
+        """Note that a story was not acquired: for good if nobody has written yet, or nothing will change it."""
+        if shipment.outbox is None or final:
+            shipment.error = error
+
+    def _finish(self, shipment: Shipment) -> None:
+        """Release the story of a shipment that is over."""
+        self._shipments.remove(shipment)
+        self._take_off(shipment)
+        if self._visor is not None and shipment.said is self._visor:
+            release = messages.Release(shipment.chronicle, shipment.story, shipment.client_id)
+            try:
+                self._visor.ask(release, messages.Done, _ANSWER_S)
+            except NotConnectedError:
+                self._lose_visor()
+            except ChronoLogError as error:
+                logger.debug("the visor had given up client %016x before: %s", shipment.client_id, error)
+        if shipment.adopted and shipment.error is None and shipment.outbox is not None:
+            shipment.outbox.remove()
+        shipment.done = True
+
+    def _take_off(self, shipment: Shipment) -> None:
+        for address, link in list(self._links.items()):
+            link.remove(shipment)
+            if not link.shipments:
+                link.close()
+                del self._links[address]
+
+    # -- the visor --
+
+    def _connected(self) -> Connection:
+        if self._visor is None:
+            if time.monotonic() < self._visor_retry_at_s:
+                raise NotConnectedError(f"the visor at {self._address} could not be reached a moment ago")
+            try:
+                self._visor = Connection(self._address, self._identity)
+            except NotConnectedError:
+                self._visor_retry_at_s = time.monotonic() + RETRY_S
+                raise
+        return self._visor
+
+    def _look_at_the_visor(self) -> None:
+        """Notice that the visor has ended the connection, so that all is acquired again with the next one."""
+        if self._visor is None or time.monotonic() < self._visor_looked_at_s + _VISOR_LOOK_S:
+            return
+        self._visor_looked_at_s = time.monotonic()
+        if not self._visor.is_alive():
+            self._lose_visor()
+
+    def _lose_visor(self) -> None:
+        if self._visor is not None:
+            self._visor.close()
+        self._visor = None
+
+    # -- the dead --
+
+    def _adopt(self) -> None:
+        """Ship what dead processes have left in the stories that are shipped, and what children write."""
+        self._adopt_at_s = time.monotonic() + _ADOPT_EVERY_S
+        shipments = list(self._shipments)
+        known = {shipment.client_id for shipment in shipments}
+        for shipment in shipments:
+            outbox = shipment.outbox
+            if outbox is None:
+                continue
+            if shipment.adopted:
+                if not shipment.is_orphan and _is_dead(outbox.directory, shipment.client_id):
+                    shipment.is_orphan, shipment.is_idle = True, False
+                continue
+            for client_id in set(clients_in(outbox.directory)) - known:
+                if _is_left_behind(outbox.directory, client_id, known):
+                    known.add(client_id)
+                    self._shipments.append(_adopted(shipment, client_id))
+
+
+def _is_left_behind(directory: Path, client_id: int, parents: set[int]) -> bool:
+    """Tell whether nobody else ships a client: its process is dead, or a child that may have nobody."""
+    description = read_client_record(directory / f"{client_id:016x}.log", client_id) or {}
+    if description.get("pid") == os.getpid():
+        return False
+    return description.get("parent_client_id") in parents or _is_dead(directory, client_id)
+
+
+def _is_dead(directory: Path, client_id: int) -> bool:
+    path = directory / f"{client_id:016x}.log"
+    description = read_client_record(path, client_id)
+    return description is not None and not owner.is_alive(description, path)
+
+
+def _adopted(beside: Shipment, client_id: int) -> Shipment:
+    """Return the shipment of another client of the same story."""
+    assert beside.outbox is not None
+    shipment = Shipment(
+        beside.chronicle, beside.story, beside.attributes, client_id, durable=beside.durable, adopted=True
+    )
+    shipment.uid = beside.uid
+    shipment.begin(beside.outbox.directory)
+    return shipment
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float) -> bool:
+    """Wait for something that another thread does, without a lock; return whether it is done."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True

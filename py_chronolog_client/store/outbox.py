@@ -1,0 +1,179 @@
+"""What a client has written and a keeper has not: its blocks and its tail, as blocks to be shipped.
+
+An outbox reads the files of a client that may be writing to them at this moment, or may be dead. It keeps one
+number, the sequence of the next event that is to be sent, and yields what follows: whole blocks as they stand in
+the segments, and the events of the tail as a block that it makes. Where the receiver has a part of a block
+already, because it came out of the tail before, only the rest is sent. So a sender may begin again anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from py_chronolog_client.errors import DamageError
+from py_chronolog_client.store import acquisition
+from py_chronolog_client.store.blocks import read_exactly, read_header
+from py_chronolog_client.store.crc import crc32
+from py_chronolog_client.store.format import (
+    HEADER_BYTES,
+    KIND_EVENTS,
+    KIND_RECORD,
+    BlockHeader,
+    decode_map,
+)
+from py_chronolog_client.store.stretch import Descriptor, TailStretch
+from py_chronolog_client.store.tailcopy import copy_tail
+
+Pieces = list[bytes | memoryview]
+
+
+class Outbox:
+    """The blocks of one client from a certain event on.
+
+    Attributes:
+        client_id: whose.
+        directory: where its files are.
+        sequence: number of the next event to be sent.
+        ended: whether what was sent last is the client's goodbye.
+    """
+
+    def __init__(self, directory: Path, client_id: int) -> None:
+        """Read the client's files in `directory`, a story's."""
+        self.client_id = client_id
+        self.directory = directory
+        self._tail_path = str(directory / f"{client_id:016x}.tail")
+        self.rewind(0, has_client=False)
+
+    def rewind(self, sequence: int, *, has_client: bool) -> None:
+        """Begin again with what a receiver does not have.
+
+        Args:
+            sequence: number of the first event that it has not.
+            has_client: whether it has the client's first record.
+        """
+        self.sequence = sequence
+        self.ended = False
+        self._has_client = has_client
+        self._file: Descriptor | None = None
+        self._number = self._offset = 0
+
+    def take(self) -> Pieces | None:
+        """Return the next block, in pieces, or None if there is nothing new.
+
+        Raises:
+            DamageError: the files are not what was written; nothing behind this place can be sent.
+        """
+        wanted = self._next_wanted()
+        if wanted is not None:
+            return wanted
+        tail = copy_tail(self._tail_path, self.client_id, self.sequence)
+        wanted = self._next_wanted()  # it may have rolled before it was copied
+        if wanted is not None or tail is None or tail.events is None:
+            return wanted
+        if not tail.events.first_sequence <= self.sequence < tail.end_sequence:
+            return None
+        newest = tail.events.behind(self.sequence)
+        self.sequence = newest.end_sequence
+        return newest.block(self.client_id)
+
+    def remove(self) -> None:
+        """Delete the client's files, after everything was received."""
+        for path in self.directory.glob(f"{self.client_id:016x}.*"):
+            with suppress(FileNotFoundError):
+                path.unlink()
+
+    def _next_wanted(self) -> Pieces | None:
+        """Return the next block of the segments that holds something new."""
+        while (found := self._next_block()) is not None:
+            header, block = found
+            if header.kind == KIND_RECORD:
+                if self._is_wanted(header, block):
+                    return [block]
+            elif header.kind == KIND_EVENTS and header.end_sequence > self.sequence:
+                if header.first_sequence > self.sequence:
+                    raise self._damage(
+                        f"the events {self.sequence} to {header.first_sequence - 1} are missing"
+                    )
+                pieces: Pieces = [block]
+                if header.first_sequence < self.sequence:
+                    pieces = self._rest(header, block)
+                self.sequence = header.end_sequence
+                self.ended = False
+                return pieces
+        return None
+
+    def _next_block(self) -> tuple[BlockHeader, bytes] | None:
+        """Return the next whole block of the segments."""
+        while True:
+            file = self._open()
+            if file is None:
+                return None
+            header = read_header(file.number, self._offset)
+            if header is not None and header.client_id == self.client_id:
+                block = read_exactly(file.number, header.block_bytes, self._offset)
+                if block is not None and _is_sound(header, block):
+                    self._offset += header.block_bytes
+                    return header, block
+            if not self._has_successor():
+                return None
+            self._file, self._number, self._offset = None, self._number + 1, 0
+
+    def _open(self) -> Descriptor | None:
+        if self._file is None:
+            try:
+                self._file = Descriptor(self._path(self._number))
+            except FileNotFoundError:
+                return None
+        return self._file
+
+    def _has_successor(self) -> bool:
+        return os.path.exists(self._path(self._number + 1))
+
+    def _path(self, number: int) -> str:
+        return str(self.directory / f"{self.client_id:016x}{f'.{number}' if number else ''}.log")
+
+    def _is_wanted(self, header: BlockHeader, block: bytes) -> bool:
+        """Tell whether a record is sent: the first of all once, later ones unless events behind them are there already."""
+        is_first = self._number == 0 and self._offset == header.block_bytes
+        if is_first:
+            wanted, self._has_client = not self._has_client, True
+            return wanted
+        if header.first_sequence < self.sequence:
+            return False
+        kind = decode_map(block[HEADER_BYTES : HEADER_BYTES + header.payload_bytes]).get("type")
+        self.ended = kind == "close"
+        repeats = kind == "client" and self._offset == header.block_bytes
+        return not repeats
+
+    def _rest(self, header: BlockHeader, block: bytes) -> Pieces:
+        """Return the events of a block from `sequence` on, as a block."""
+        skipped = self.sequence - header.first_sequence
+        columns = np.frombuffer(block, np.uint64, 2 * header.count, HEADER_BYTES)
+        times, ends = columns[skipped : header.count], columns[header.count + skipped :]
+        origin = int(columns[header.count + skipped - 1])
+        payload_at = HEADER_BYTES + header.columns_bytes + origin - header.origin
+        payload = block[payload_at : HEADER_BYTES + header.columns_bytes + header.payload_bytes]
+        rest = TailStretch(self.sequence, header.clock, times, ends, payload, origin)
+        return rest.block(self.client_id)
+
+    def _damage(self, reason: str) -> DamageError:
+        return DamageError(self._path(self._number), self._offset, reason)
+
+
+def _is_sound(header: BlockHeader, block: bytes) -> bool:
+    """Tell whether the checksums of a block hold: otherwise it is being written, or written over."""
+    body = memoryview(block)[HEADER_BYTES:]
+    columns, payload = body[: header.columns_bytes], body[header.columns_bytes :][: header.payload_bytes]
+    return crc32(columns) == header.columns_crc and crc32(payload) == header.payload_crc
+
+
+def clients_in(directory: Path) -> list[int]:
+    """Return the ids of the clients that have files in a story's directory."""
+    try:
+        return acquisition.clients(directory)
+    except FileNotFoundError:
+        return []
