@@ -28,7 +28,7 @@ from py_chronolog_client.engine.base import (
     WriterOptions,
     WriterStatistics,
 )
-from py_chronolog_client.engine.connection import Address, Connection, Identity
+from py_chronolog_client.engine.connection import Address, Connection
 from py_chronolog_client.engine.embedded import EmbeddedEngine
 from py_chronolog_client.engine.remote_catalog import RemoteCatalog, checked_attributes
 from py_chronolog_client.engine.shipment import Shipment
@@ -39,7 +39,8 @@ from py_chronolog_client.errors import (
     NoPlayersError,
     NotConnectedError,
 )
-from py_chronolog_client.store.records import MISSING
+from py_chronolog_client.records import MISSING
+from py_chronolog_client.wire.handshake import Identity
 
 if TYPE_CHECKING:
     from py_chronolog_client.engine.remote_reader import RemoteReader

@@ -13,11 +13,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from py_chronolog_client.engine.connection import Address, Connection, Identity, readable
+from py_chronolog_client.engine.connection import Address, Connection, readable
 from py_chronolog_client.errors import ChronoLogError, DamageError, NotConnectedError
 from py_chronolog_client.store.outbox import Outbox
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.failures import error_of
+from py_chronolog_client.wire.handshake import Identity
 from py_chronolog_client.wire.messages import Message
 
 WINDOW_BYTES = 16 * 2**20
@@ -168,7 +169,9 @@ class Link:
         self._retry_at_s = time.monotonic() + RETRY_S
 
     def _open_all(self, connection: Connection) -> bool:
-        return all([self._open(connection, stream) for stream in self.shipments])
+        for stream in self.shipments:
+            self._open(connection, stream)
+        return True
 
     def _open(self, connection: Connection, stream: int) -> bool:
         shipment = self.shipments[stream]

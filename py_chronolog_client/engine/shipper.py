@@ -20,13 +20,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from py_chronolog_client.engine.connection import Address, Connection, Identity, readable
+from py_chronolog_client.engine.connection import Address, Connection, readable
 from py_chronolog_client.engine.shipment import RETRY_S, Link, Shipment
 from py_chronolog_client.errors import ChronoLogError, NoKeepersError, NotConnectedError, NotFoundError
 from py_chronolog_client.store import owner
 from py_chronolog_client.store.outbox import clients_in
 from py_chronolog_client.store.records import read_client_record
 from py_chronolog_client.wire import messages
+from py_chronolog_client.wire.handshake import Identity
 
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.01
 _VISOR_LOOK_S = 0.5
