@@ -107,6 +107,6 @@ def open_engine(portal: ClientPortalServiceConf, query: ClientQueryServiceConf |
         return RemoteEngine(visor, player, own_identity())
     except NotConnectedError as error:
         raise NotConnectedError(
-            f"no ChronoLog service at {portal.proto}://{portal.ip}:{portal.port}: {error}; or set {STORE_VARIABLE}=DIR, or use "
-            f'ClientPortalServiceConf("{FILE_PROTOCOL}", DIR, 0, 0), to keep stories in a directory'
+            f"no ChronoLog service at {portal.proto}://{portal.ip}:{portal.port}: {error}; to keep stories in a directory "
+            f'instead, set {STORE_VARIABLE}=DIR, or use ClientPortalServiceConf("{FILE_PROTOCOL}", DIR, 0, 0)'
         ) from error

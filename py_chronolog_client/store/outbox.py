@@ -140,8 +140,10 @@ class Outbox:
         """Tell whether a record is sent: the first of all once, later ones unless events behind them are there already."""
         is_first = self._number == 0 and self._offset == header.block_bytes
         if is_first:
-            wanted, self._has_client = not self._has_client, True
-            return wanted
+            if self._has_client:
+                return False
+            self._has_client, self.sequence = True, header.first_sequence
+            return True
         if header.first_sequence < self.sequence:
             return False
         kind = decode_map(block[HEADER_BYTES : HEADER_BYTES + header.payload_bytes]).get("type")
