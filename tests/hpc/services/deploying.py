@@ -1,10 +1,8 @@
 """What the tests of services share: services as processes, a deployment of them, and clients that speak the protocol."""
 
 import contextlib
-import os
 import pathlib
 import queue
-import random
 import signal
 import subprocess
 import sys
@@ -16,9 +14,7 @@ from typing import Any, TypeVar
 from py_chronolog_client.engine.connection import Address, Connection
 from py_chronolog_client.tokens import new_secret, write_tokens
 from py_chronolog_client.wire import messages
-from py_chronolog_client.wire.frames import FrameDecoder
 from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
-from tests.store import independent
 from tests.support import processes
 
 DEADLINE_S = 20.0
@@ -199,38 +195,6 @@ def acquire(connection: Connection, client_id: int, story: str = STORY, host: st
     return connection.ask(request, messages.Acquired)
 
 
-class Client:
-    """The blocks of a client, always the same for a seed, and their shipping to a keeper."""
-
-    def __init__(self, client_id: int, seed: int, blocks: int, largest: int = 40) -> None:
-        numbers = random.Random(seed)
-        self.client_id = client_id
-        self.events: list[tuple[int, bytes]] = []
-        self.blocks: list[tuple[int, bytes]] = []
-        """number of the first event, block"""
-        time_ns = 0
-        for _ in range(blocks):
-            events = []
-            for _ in range(numbers.randrange(1, largest)):
-                time_ns += numbers.randrange(3)
-                events.append((time_ns, numbers.randbytes(numbers.randrange(200))))
-            self.blocks.append(
-                (len(self.events), independent.events_block(client_id, len(self.events), events))
-            )
-            self.events += events
-
-    @property
-    def rows(self) -> list[tuple[int, int, int, bytes]]:
-        return [(time, self.client_id, number, record) for number, (time, record) in enumerate(self.events)]
-
-    def from_sequence(self, sequence: int, *, has_client: bool) -> Iterator[bytes]:
-        """Yield the blocks that a keeper with so many events has not, and at last the goodbye."""
-        if not has_client:
-            yield independent.client_record(self.client_id)
-        yield from (block for first, block in self.blocks if first >= sequence)
-        yield independent.close_record(self.client_id, len(self.events))
-
-
 def open_stream(
     connection: Connection,
     acquired: messages.Acquired,
@@ -251,20 +215,3 @@ def ship(connection: Connection, stream: int, block: bytes) -> int:
     assert isinstance(answer, messages.Ack), answer
     assert answer.stream == stream
     return answer.sequence
-
-
-def processes_threads(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/task"))
-
-
-def read_to_end(decoder: FrameDecoder, receive: Callable[[memoryview], int]) -> list[messages.Message]:
-    """Return the messages that come until the peer ends the connection."""
-    found = []
-    try:
-        while count := receive(decoder.buffer()):
-            frame = decoder.advance(count)
-            if frame is not None:
-                found.append(messages.decode(frame.head, has_body=bool(frame.body)))
-    except ConnectionError:
-        pass
-    return found

@@ -17,13 +17,12 @@ from py_chronolog_client.errors import (
     ProtocolVersionError,
 )
 from py_chronolog_client.wire import messages
-from py_chronolog_client.wire.handshake import SERVICE_NAME
+from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 from py_chronolog_client.wire.messages import Message
 from tests.hpc.services.deploying import (
     BOB,
     CHRONICLE,
     STORY,
-    Client,
     Deployment,
     acquire,
     deployed,
@@ -32,6 +31,7 @@ from tests.hpc.services.deploying import (
     until,
 )
 from tests.store import reading
+from tests.store.shipping import Client
 
 pytestmark = pytest.mark.slow
 
@@ -119,8 +119,6 @@ def test_without_a_keeper_nothing_is_acquired(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_wrong_secret_an_unknown_name_and_another_version(deployment: Deployment) -> None:
-    from py_chronolog_client.wire.handshake import Identity
-
     address = deployment.visor.address
     for identity in (
         Identity("alice", bytes(32)),
@@ -222,7 +220,7 @@ def test_keepers_forget_what_is_destroyed(tmp_path: pathlib.Path, away: bool) ->
             acquired = until_acquired(visor, 1, story)
             stream = deployment.connect(keeper)
             open_stream(stream, acquired, 1, story=story)
-            for block in Client(1, 1, 3).from_sequence(0, has_client=False):
+            for block in Client(1, 1, 3).blocks_from(0, has_client=False):
                 ship(stream, 1, block)
             do(visor, messages.Release(CHRONICLE, story, 1))
         directories = list(deployment.store().glob("chronicles/*/stories/*/*.log"))
@@ -246,7 +244,7 @@ def test_a_keeper_asked_with_another_uid_forgets_the_older_story(deployment: Dep
     acquired = until_acquired(visor, 1)
     stream = deployment.connect(keeper)
     open_stream(stream, acquired, 1)
-    blocks = list(Client(1, 1, 3).from_sequence(0, has_client=False))
+    blocks = list(Client(1, 1, 3).blocks_from(0, has_client=False))
     ship(stream, 1, blocks[0])
     newer = messages.Acquired(acquired.uid + 5, *keeper.address)
     other = deployment.connect(keeper)
@@ -259,6 +257,6 @@ def test_a_keeper_asked_with_another_uid_forgets_the_older_story(deployment: Dep
     refused, _ = stream.receive()
     assert isinstance(refused, messages.Refused)
     assert refused.code == NotFoundError.code, refused
-    for block in Client(2, 2, 3).from_sequence(0, has_client=False):
+    for block in Client(2, 2, 3).blocks_from(0, has_client=False):
         ship(other, 1, block)
     assert reading.replay(deployment.store()).rows == Client(2, 2, 3).rows
