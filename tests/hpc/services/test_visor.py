@@ -36,9 +36,9 @@ from tests.store.shipping import Client
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def deployment(tmp_path: pathlib.Path) -> Iterator[Deployment]:
-    with deployed(tmp_path / "d", "n0") as running:
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with deployed(tmp_path_factory.mktemp("visor") / "d", "n0") as running:
         yield running
 
 
@@ -107,6 +107,8 @@ def test_long_lists_come_in_parts(deployment: Deployment) -> None:
     for name in made:
         do(visor, messages.CreateChronicle(name, {}))
     assert names(visor, messages.ListChronicles()) == made
+    for name in made:
+        do(visor, messages.DestroyChronicle(name))
 
 
 def test_without_a_keeper_nothing_is_acquired(tmp_path: pathlib.Path) -> None:
