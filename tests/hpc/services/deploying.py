@@ -71,18 +71,18 @@ class ServiceProcess:
 
     def terminate(self) -> int:
         self.process.terminate()
-        return self._reap()
+        return self.wait()
 
     def kill(self) -> None:
         self.process.kill()
-        assert self._reap() == -signal.SIGKILL
+        assert self.wait() == -signal.SIGKILL
 
     def end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
-        self._reap()
+        self.wait()
 
-    def _reap(self) -> int:
+    def wait(self) -> int:
         code = self.process.wait(DEADLINE_S)
         for thread in self._threads:
             thread.join(DEADLINE_S)

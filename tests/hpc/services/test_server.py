@@ -199,7 +199,7 @@ def test_a_graceful_stop(tmp_path: pathlib.Path, number: signal.Signals) -> None
             while True:
                 assert isinstance(visor.receive(time.monotonic() + DEADLINE_S)[0], messages.Failure)
         until(lambda: not idle.is_alive())
-        assert deployment.visor.process.wait(DEADLINE_S) == 0
+        assert deployment.visor.wait() == 0
         deployment.start_visor()
         visor = deployment.connect(deployment.visor)
         assert visor.ask(messages.ListChronicles(), messages.Names).names == ["c"]
