@@ -96,7 +96,7 @@ class Deployment:
         self.roles: list[Role] = []
         self.visor = self.start("visor")
         self.keepers = [self.start_keeper(number) for number in range(keepers)]
-        self.player = self.start("player", *self._visor()) if player else None
+        self.player = self.keepers[0]
 
     def start(self, role: str, *more: object, name: str = "") -> Role:
         started = Role(role, self.directory / (name or role), self.tokens, *more)
