@@ -4,8 +4,8 @@ Its store is a directory like any other. Blocks that arrive are checked and writ
 nor a large block stops the event loop; a session waits for its own block only. A durable stream is answered when a
 sync has brought the block to the device: all blocks of a client that arrive during one sync share the next.
 
-A page that is asked for is made when the one before it has gone to the kernel. So a reader that is slow, or never
-reads, costs the memory of one page and no thread.
+A part of an answer is made when the one before the last has gone to the kernel. So a reader that is slow, or never
+reads, costs the memory of two parts, and no thread.
 """
 
 from __future__ import annotations
@@ -305,11 +305,20 @@ class Keeper(Service):
         return await self._loop.run_in_executor(self._readers, action)
 
     async def _send_all(self, session: Session, answers: Iterator[Answer]) -> None:
-        """Send what an iterator yields, which is made in a thread, one message after another."""
+        """Send what an iterator yields; while one message goes, the next is made in a thread."""
+
+        def make() -> asyncio.Future[Answer | None]:
+            return self._loop.run_in_executor(self._readers, lambda: next(answers, None))
+
+        coming = make()
         try:
-            while session.is_open and (answer := await self._read(lambda: next(answers, None))) is not None:
+            while (answer := await coming) is not None and session.is_open:
+                coming = make()
                 await session.send(*answer)
         finally:
+            await asyncio.wait([coming])
+            if not coming.cancelled():
+                coming.exception()
             if isinstance(answers, Generator):
                 await self._read(answers.close)
 
