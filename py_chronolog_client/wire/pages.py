@@ -22,30 +22,21 @@ MAX_PAGE_BYTES = 8 * 2**20
 """A page is cut before its records take more, but holds at least one event."""
 
 _COLUMNS = 5
-_FIRST_EVENTS, _GROWTH = 256, 8
 
 
 def pack_page(page: Page) -> Iterator[tuple[messages.Page, list[bytes | memoryview]]]:
-    """Yield the messages, with the pieces of their bodies, that carry a page: several if its records are large.
-
-    The records are fetched a few at a time, as many as those before let expect to fit a message.
-    """
+    """Yield the messages, with the pieces of their bodies, that carry a page: several if its records are large."""
+    payload = page.payload()
     windows = page.windows_ns()
-    start, step = 0, _FIRST_EVENTS
-    while start < len(page):
-        payload = page.payload(start, start + step)
-        for first, stop in _cuts(payload.ends):
-            part = payload.part(first, stop)
-            cut = slice(start + first, start + stop)
-            columns = [page.times[cut], page.client_ids[cut], page.sequences[cut], part.ends, windows[cut]]
-            if page.aligned is not None:
-                columns.append(page.aligned[cut])
-            body: list[bytes | memoryview] = [_bytes_of(column) for column in columns]
-            body.append(part.data)
-            yield messages.Page(stop - first, page.aligned is not None), body
-        start += len(payload)
-        fitting = len(payload) * MAX_PAGE_BYTES // max(1, len(payload.data))
-        step = max(1, min(_GROWTH * step, fitting))
+    for start, stop in _cuts(payload.ends):
+        part = payload.part(start, stop)
+        columns = [page.times, page.client_ids, page.sequences, part.ends, windows]
+        if page.aligned is not None:
+            columns.append(page.aligned)
+        cut = [column if column is part.ends else column[start:stop] for column in columns]
+        body: list[bytes | memoryview] = [_bytes_of(column) for column in cut]
+        body.append(part.data)
+        yield messages.Page(stop - start, page.aligned is not None), body
 
 
 def unpack_page(message: messages.Page, body: bytes | bytearray | memoryview) -> Page:
