@@ -170,7 +170,7 @@ class Client:
 
         def connect() -> None:
             if self._engine is None:
-                self._engine = open_engine(self._portal_conf)
+                self._engine = open_engine(self._portal_conf, self._query_conf)
                 self._clock = self._clock or SystemClock()
 
         return self._code(connect)

@@ -80,19 +80,33 @@ class ClientQueryServiceConf(_ServiceConf):
     provider_id: int = 57
 
 
-def open_engine(portal: ClientPortalServiceConf) -> Engine:
+def open_engine(portal: ClientPortalServiceConf, query: ClientQueryServiceConf | None = None) -> Engine:
     """Open the engine that environment and configuration choose.
+
+    Args:
+        portal: where stories are written.
+        query: where they are replayed, in a deployment; None for a client that only writes.
 
     Raises:
         NotConnectedError: it is not there.
         ChronoLogError: it is there and cannot be used.
     """
     directory = os.environ.get(STORE_VARIABLE) or (portal.ip if portal.proto == FILE_PROTOCOL else None)
-    if directory is None:
-        raise NotConnectedError(
-            f"no ChronoLog service at {portal.proto}://{portal.ip}:{portal.port}: set {STORE_VARIABLE}=DIR or use "
-            f'ClientPortalServiceConf("{FILE_PROTOCOL}", DIR, 0, 0) to keep stories in a directory'
-        )
-    from py_chronolog_client.engine.embedded import EmbeddedEngine
+    if directory is not None:
+        from py_chronolog_client.engine.embedded import EmbeddedEngine
 
-    return EmbeddedEngine(directory)
+        return EmbeddedEngine(directory)
+    from py_chronolog_client.engine.connection import Address, require_listener
+    from py_chronolog_client.engine.remote import RemoteEngine
+    from py_chronolog_client.tokens import own_identity
+
+    visor = Address(portal.ip, portal.port)
+    player = None if query is None else Address(query.ip, query.port)
+    try:
+        require_listener(visor)
+        return RemoteEngine(visor, player, own_identity())
+    except NotConnectedError as error:
+        raise NotConnectedError(
+            f"no ChronoLog service at {portal.proto}://{portal.ip}:{portal.port}: {error}; to keep stories in a directory "
+            f'instead, set {STORE_VARIABLE}=DIR, or use ClientPortalServiceConf("{FILE_PROTOCOL}", DIR, 0, 0)'
+        ) from error

@@ -7,6 +7,7 @@ is never followed: on a login node somebody else could have put it there.
 
 from __future__ import annotations
 
+import getpass
 import os
 import secrets
 import stat
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from py_chronolog_client.errors import InvalidArgumentError, NotAuthorizedError
+from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 
 TOKEN_VARIABLE = "CHRONOLOG_TOKEN_FILE"  # noqa: S105  a name, no secret
 """Environment variable that names the token file."""
@@ -60,6 +62,22 @@ def read_tokens(path: Path) -> dict[str, bytes]:
             )
         data = file.read(MAX_TOKENS_BYTES)
     return _parsed(path, data)
+
+
+def own_identity() -> Identity:
+    """Return who this client is: of the names in its token file the user's own, or else the first.
+
+    Raises:
+        NotAuthorizedError: there is no token file, or nobody in it that a client could be.
+        InvalidArgumentError: it makes no sense.
+    """
+    path = token_path()
+    tokens = {name: secret for name, secret in read_tokens(path).items() if name != SERVICE_NAME}
+    if not tokens:
+        raise NotAuthorizedError(f"{path}: the token file has no name for a client")
+    name = getpass.getuser()
+    name = name if name in tokens else next(iter(tokens))
+    return Identity(name, tokens[name])
 
 
 def write_tokens(path: Path, tokens: Mapping[str, bytes]) -> None:

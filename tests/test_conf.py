@@ -123,8 +123,8 @@ def test_an_empty_variable_says_nothing(tmp_path: pathlib.Path, monkeypatch: pyt
 
 def test_no_engine_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(NotConnectedError) as caught:
-        open_engine(ClientPortalServiceConf("ofi+tcp", "10.1.2.3", 7, 8))
-    for part in ("ofi+tcp://10.1.2.3:7", "CHRONOLOG_STORE=DIR", '"file"'):
+        open_engine(ClientPortalServiceConf("ofi+tcp", "127.0.0.1", 7, 8))
+    for part in ("ofi+tcp://127.0.0.1:7", "CHRONOLOG_STORE=DIR", '"file"'):
         assert part in str(caught.value)
 
 

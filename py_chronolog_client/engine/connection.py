@@ -19,7 +19,7 @@ from py_chronolog_client.errors import NotConnectedError
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.failures import error_of
 from py_chronolog_client.wire.frames import FULL, FrameDecoder, frame_bytes
-from py_chronolog_client.wire.handshake import ClientHandshake
+from py_chronolog_client.wire.handshake import ClientHandshake, Identity
 from py_chronolog_client.wire.messages import Failure, M, Message, expect
 
 CONNECT_S = 5.0
@@ -40,13 +40,6 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-class Identity(NamedTuple):
-    """Who speaks, and the secret that proves it."""
-
-    name: str
-    secret: bytes
 
 
 class NoAnswerError(NotConnectedError):
@@ -73,13 +66,7 @@ class Connection:
         self._pid = os.getpid()
         self._decoder = FrameDecoder()
         deadline = time.monotonic() + timeout_s
-        try:
-            self._socket = socket.create_connection(address, timeout_s)
-        except OSError as error:
-            raise NotConnectedError(
-                f"nothing answers at {address} ({_reason(error)}): is the deployment up ('chronolog status'), and is this "
-                "its address?"
-            ) from error
+        self._socket = _connected(address, timeout_s)
         try:
             _notice_a_dead_peer(self._socket)
             handshake = ClientHandshake(*identity)
@@ -236,6 +223,15 @@ class Connections:
         return None
 
 
+def require_listener(address: Address) -> None:
+    """Make sure that somebody listens there, before anything else is asked for.
+
+    Raises:
+        NotConnectedError: nobody does.
+    """
+    _connected(address, CONNECT_S).close()
+
+
 def readable(descriptors: Iterable[int], timeout_s: float) -> bool:
     """Wait until something can be read from one of some descriptors; tell whether it can."""
     poll = select.poll()
@@ -248,6 +244,16 @@ def raise_failure(message: Message) -> None:
     """Raise the error that a peer has told of, if this is what it tells."""
     if isinstance(message, Failure):
         raise error_of(message)
+
+
+def _connected(address: Address, timeout_s: float) -> socket.socket:
+    try:
+        return socket.create_connection(address, timeout_s)
+    except OSError as error:
+        raise NotConnectedError(
+            f"nothing answers at {address} ({_reason(error)}): is the deployment up ('chronolog status'), and is this its "
+            "address?"
+        ) from error
 
 
 def _reason(error: OSError) -> str:

@@ -13,11 +13,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from py_chronolog_client.engine.connection import Address, Connection, Identity, readable
+from py_chronolog_client.engine.connection import Address, Connection, readable
 from py_chronolog_client.errors import ChronoLogError, DamageError, NotConnectedError
 from py_chronolog_client.store.outbox import Outbox
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.failures import error_of
+from py_chronolog_client.wire.handshake import Identity
 from py_chronolog_client.wire.messages import Message
 
 WINDOW_BYTES = 16 * 2**20
@@ -41,6 +42,7 @@ class Shipment:
         adopted: whether the client is another process's, which is dead or a child of this one.
         is_orphan: whether that process is known to be dead, so that nothing will come any more.
         is_idle: whether there was nothing to send, and no answer to wait for.
+        keeps_all: whether the file system of the spool cannot give space back.
         uid: of the story, once the visor has said it.
         address: of the keeper, likewise.
         outbox: what is to be sent, once there are files.
@@ -66,7 +68,7 @@ class Shipment:
         self.client_id = client_id
         self.durable = durable
         self.adopted = adopted
-        self.is_orphan = self.is_idle = False
+        self.is_orphan = self.is_idle = self.keeps_all = False
         self.uid = 0
         self.address: Address | None = None
         self.outbox: Outbox | None = None
@@ -168,7 +170,9 @@ class Link:
         self._retry_at_s = time.monotonic() + RETRY_S
 
     def _open_all(self, connection: Connection) -> bool:
-        return all([self._open(connection, stream) for stream in self.shipments])
+        for stream in self.shipments:
+            self._open(connection, stream)
+        return True
 
     def _open(self, connection: Connection, stream: int) -> bool:
         shipment = self.shipments[stream]
@@ -234,8 +238,18 @@ class Link:
         elif isinstance(message, messages.Ack):
             self._in_flight_bytes -= shipment.in_flight.popleft() if shipment.in_flight else 0
             shipment.acknowledged = max(shipment.acknowledged, message.sequence)
+            self._reclaim(shipment)
         elif isinstance(message, messages.Refused):
             self._give_up(stream, shipment, error_of(message))
+
+    def _reclaim(self, shipment: Shipment) -> None:
+        assert shipment.outbox is not None
+        try:
+            shipment.outbox.reclaim(shipment.acknowledged)
+        except OSError as error:
+            if not shipment.keeps_all:
+                logger.warning("the spool keeps what was shipped until its stories are released: %s", error)
+            shipment.keeps_all = True
 
     def _give_up(self, stream: int, shipment: Shipment, error: ChronoLogError) -> None:
         self._ready.discard(stream)

@@ -20,6 +20,7 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from py_chronolog_client.errors import NotAuthorizedError, ProtocolError, ProtocolVersionError
 from py_chronolog_client.wire.messages import (
@@ -38,6 +39,14 @@ from py_chronolog_client.wire.messages import (
 MAX_NAME_BYTES = 128
 SERVICE_NAME = "service"
 """The name under which the services of a deployment know each other."""
+
+
+class Identity(NamedTuple):
+    """Who speaks, and the secret that proves it."""
+
+    name: str
+    secret: bytes
+
 
 _REFUSAL = "unknown name or wrong secret: look into the token files of both sides"
 
