@@ -1,6 +1,5 @@
 """The buffers of a page are kept for the next one: the kernel need not be asked for them again."""
 
-
 FAULTS = """
 import resource, sys, threading
 from chronolog_hpc.services.memory import keep_buffers

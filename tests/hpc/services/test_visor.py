@@ -29,6 +29,7 @@ from tests.hpc.services.deploying import (
     open_stream,
     ship,
     until,
+    until_acquired,
 )
 from tests.store import reading
 from tests.store.shipping import Client
@@ -87,18 +88,6 @@ def test_the_catalog(deployment: Deployment) -> None:
     do(visor, messages.DestroyStory(CHRONICLE, STORY))
     do(visor, messages.DestroyChronicle(CHRONICLE))
     assert names(visor, messages.ListChronicles()) == []
-
-
-def until_acquired(connection: Connection, client_id: int, story: str = STORY) -> messages.Acquired:
-    """Acquire as soon as there is a keeper."""
-
-    def attempt() -> messages.Acquired | None:
-        try:
-            return acquire(connection, client_id, story)
-        except NoKeepersError:
-            return None
-
-    return until(attempt)
 
 
 def test_long_lists_come_in_parts(deployment: Deployment) -> None:
