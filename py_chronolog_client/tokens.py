@@ -52,19 +52,12 @@ def read_tokens(path: Path) -> dict[str, bytes]:
             f"{path}: the token file cannot be read ({error.strerror}): copy it from the deployment, mode 0600, or name "
             f"another in {TOKEN_VARIABLE}"
         ) from error
+    try:
+        _require_private(path, os.fstat(descriptor))
+    except NotAuthorizedError:
+        os.close(descriptor)
+        raise
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise NotAuthorizedError(f"{path}: the token file is no regular file")
-        if status.st_uid not in (os.geteuid(), 0):
-            raise NotAuthorizedError(
-                f"{path}: the token file belongs to user {status.st_uid}, not to this one"
-            )
-        if status.st_mode & 0o077:
-            raise NotAuthorizedError(
-                f"{path}: others may read the token file (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600, and make "
-                "new secrets"
-            )
         data = file.read(MAX_TOKENS_BYTES + 1)
     if len(data) > MAX_TOKENS_BYTES:
         raise InvalidArgumentError(f"{path}: the token file is over the limit of {MAX_TOKENS_BYTES} bytes")
@@ -107,6 +100,18 @@ def write_tokens(path: Path, tokens: Mapping[str, bytes]) -> None:
     with os.fdopen(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
         os.fchmod(file.fileno(), 0o600)
         file.writelines(f"{name}:{secret.hex()}\n" for name, secret in tokens.items())
+
+
+def _require_private(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise NotAuthorizedError(f"{path}: the token file is no regular file")
+    if status.st_uid not in (os.geteuid(), 0):
+        raise NotAuthorizedError(f"{path}: the token file belongs to user {status.st_uid}, not to this one")
+    if status.st_mode & 0o077:
+        raise NotAuthorizedError(
+            f"{path}: others may read or write the token file (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600, and "
+            "make new secrets"
+        )
 
 
 def _parsed(path: Path, data: bytes) -> dict[str, bytes]:

@@ -74,6 +74,7 @@ class FrameDecoder:
 
     def __init__(self, limits: Limits = GREETING) -> None:
         self.limits = limits
+        self._problem: str | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -98,15 +99,21 @@ class FrameDecoder:
         return bool(self._parts) or len(self._view) < PREFIX.size
 
     def buffer(self) -> memoryview:
-        """Return where the next bytes go; never empty, and good until `advance`."""
+        """Return where the next bytes go; never empty, and good until `advance`.
+
+        Raises:
+            ProtocolError: `advance` has raised it before.
+        """
+        self._require_sense()
         return self._view
 
     def advance(self, count: int) -> Frame | None:
         """Take note that `count` bytes were written into `buffer()`; return the frame that they complete.
 
         Raises:
-            ProtocolError: the frame is larger than the limits allow, or has no head. Nothing else can come then.
+            ProtocolError: the frame is larger than the limits allow, or has no head. No other can come behind it.
         """
+        self._require_sense()
         filled, self._view = self._view, self._view[count:]
         filled.release()
         if len(self._view):
@@ -118,8 +125,8 @@ class FrameDecoder:
         self._parts.append(self._part)
         if len(self._parts) == 1:
             head_bytes, self._body_bytes = PREFIX.unpack(self._part)
-            if problem := _problem(head_bytes, self._body_bytes, self.limits):
-                raise ProtocolError(f"{problem}: the peer does not speak this protocol, or not yet")
+            self._problem = _problem(head_bytes, self._body_bytes, self.limits)
+            self._require_sense()
             self._want(head_bytes)
             return None
         if len(self._parts) == 2 and self._body_bytes:
@@ -128,6 +135,12 @@ class FrameDecoder:
         head, body = self._parts[1], self._parts[2] if self._body_bytes else b""
         self._begin()
         return Frame(bytes(head), body)
+
+    def _require_sense(self) -> None:
+        if self._problem is not None:
+            raise ProtocolError(
+                f"{self._problem}: the peer does not speak this protocol, or says this too early"
+            )
 
 
 def _problem(head_bytes: int, body_bytes: int, limits: Limits) -> str | None:
