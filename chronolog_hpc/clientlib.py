@@ -104,6 +104,7 @@ from py_chronolog_client.errors import (  # noqa: E402
 from py_chronolog_client.store.root import store_path  # noqa: E402
 
 if TYPE_CHECKING:
+    from py_chronolog_client.engine.draining import drain
     from py_chronolog_client.page import U64, MemoryPage, Page, Payload
     from py_chronolog_client.store.catalog import Catalog
     from py_chronolog_client.timeline import correct
@@ -148,6 +149,7 @@ __all__ = [
     "check",
     "check_is_ours",
     "correct",
+    "drain",
     "offset_to_utc",
     "open_client",
     "release",
@@ -165,6 +167,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module("py_chronolog_client.page"), name)
     if name == "correct":
         return importlib.import_module("py_chronolog_client.timeline").correct
+    if name == "drain":
+        return importlib.import_module("py_chronolog_client.engine.draining").drain
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

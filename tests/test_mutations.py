@@ -346,7 +346,7 @@ READING = [
     ),
     Defect(
         "the search for the next block does not look at the grid",
-        clientlog.ClientLog._search,
+        blocks.find_header,
         "if (at + place) % ALIGNMENT == 0:",
         "if True:",
         a_test(test_corruption.test_garbage_that_moves_the_blocks_off_their_grid_costs_them, place=2),

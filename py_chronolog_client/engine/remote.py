@@ -9,12 +9,12 @@ Everything about the catalog is asked of the visor, everything about events of t
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from py_chronolog_client.clock import Clock
@@ -30,9 +30,11 @@ from py_chronolog_client.engine.base import (
 )
 from py_chronolog_client.engine.connection import Address, Connection
 from py_chronolog_client.engine.embedded import EmbeddedEngine
+from py_chronolog_client.engine.orphans import spooled_name
 from py_chronolog_client.engine.remote_catalog import RemoteCatalog, checked_attributes
 from py_chronolog_client.engine.shipment import Shipment
 from py_chronolog_client.engine.shipper import Shipper, wait_until
+from py_chronolog_client.engine.spool import open_spool, spool_directory
 from py_chronolog_client.errors import (
     ChronicleExistsError,
     ClosedError,
@@ -46,8 +48,10 @@ if TYPE_CHECKING:
     from py_chronolog_client.engine.remote_reader import RemoteReader
     from py_chronolog_client.page import Page
 
-SPOOL_VARIABLE = "CHRONOLOG_SPOOL"
-"""Environment variable that names the directory of the spool, on a file system of this node."""
+INTRODUCE_S = 2.0
+"""Acquiring a story waits so long for the keeper, so that readers find the client; later it is found later."""
+EXIT_S = 10.0
+"""The end of a program waits so long for what is not shipped yet."""
 FLUSH_S = 60.0
 """A flush without a time-out, and a release, wait so long for a keeper."""
 
@@ -63,7 +67,7 @@ class RemoteEngine(Engine):
         visor: address of the ChronoVisor's portal.
     """
 
-    capabilities = Capabilities()
+    capabilities = Capabilities(survives_kill=False)  # in the spool it does, until the next client ships it
 
     def __init__(self, visor: Address, player: Address | None, identity: Identity) -> None:
         """Find the visor.
@@ -120,7 +124,7 @@ class RemoteEngine(Engine):
     ) -> Writer:
         shipment = self.ship(chronicle, story, attributes, options.client_id, options)
         spool = self._open_spool()
-        place = f"{shipment.uid} {story}"
+        place = spooled_name(shipment.uid, story)
         try:
             with suppress(ChronicleExistsError):
                 spool.create_chronicle(chronicle, {})
@@ -129,6 +133,8 @@ class RemoteEngine(Engine):
             shipment.error = ClosedError("nothing was logged")
             raise
         shipment.begin(spool.story_directory(chronicle, place))
+        self.shipper().wake()
+        wait_until(lambda: shipment.introduced or shipment.error is not None, INTRODUCE_S)
         return RemoteWriter(self, writer, shipment, options)
 
     def ship(
@@ -152,12 +158,12 @@ class RemoteEngine(Engine):
     def shipper(self) -> Shipper:
         """Return the shipper of this process."""
         if self._shipper is None:
-            self._shipper = Shipper(self.visor, self._identity)
+            self._shipper = Shipper(self.visor, self._identity, self._open_spool())
         return self._shipper
 
     def _open_spool(self) -> EmbeddedEngine:
         if self._spool is None:
-            self._spool = EmbeddedEngine(spool_directory(self.visor))
+            self._spool = open_spool(self.visor)
         return self._spool
 
     # -- reading --
@@ -218,6 +224,15 @@ class RemoteEngine(Engine):
             self._open_reader.close()
         if self._spool is not None:
             self._spool.close()
+
+    def finish(self) -> None:
+        """Ship what is left at the end of the program, when all writers are closed."""
+        if self._shipper is not None:
+            self._shipper.wake()
+            left = [shipment for shipment in self._shipped if shipment.error is None]
+            if not wait_until(lambda: all(shipment.done for shipment in left), EXIT_S):
+                logger.warning("the program ends, and %s", _left_in(self.visor))
+            self.close()
 
     def after_fork_in_child(self) -> None:
         """Leave the parent's connections to the parent."""
@@ -299,12 +314,11 @@ class RemoteWriter(Writer):
         shipper.wake()
         if not wait_until(lambda: shipment.done, FLUSH_S) or shipment.error is not None:
             logger.warning(
-                "client %016x of story %r is closed, and %d of its events are still in the spool %s: 'chronolog drain' "
-                "ships them",
+                "client %016x of story %r is closed, and %s (%d of this client)",
                 self.client_id,
                 shipment.story,
+                _left_in(self._engine.visor),
                 self.statistics().backlog,
-                spool_directory(self._engine.visor),
             )
 
     @property
@@ -324,11 +338,11 @@ class RemoteWriter(Writer):
         return self._shipment
 
 
-def spool_directory(visor: Address) -> Path:
-    """Return the directory of the spool for a deployment; the one above it is made if it is missing."""
-    base = Path(os.environ.get(SPOOL_VARIABLE) or "~/.chronolog/spool").expanduser()
-    base.mkdir(mode=0o700, parents=not os.environ.get(SPOOL_VARIABLE), exist_ok=True)
-    return base / f"{visor.host}_{visor.port}".replace("/", "_")
+def _left_in(visor: Address) -> str:
+    return (
+        f"events are still in the spool {spool_directory(visor)}: the next client that writes to this deployment on this "
+        "machine ships them, or 'chronolog drain'"
+    )
 
 
 def _player_at(address: Address, identity: Identity) -> Connection:
@@ -346,4 +360,10 @@ def _after_fork_in_child() -> None:
         engine.after_fork_in_child()
 
 
+def _at_exit() -> None:
+    for engine in list(_engines):
+        engine.finish()
+
+
 os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)  # runs behind the appenders', which is registered later

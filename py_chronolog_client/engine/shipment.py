@@ -42,13 +42,18 @@ class Shipment:
         adopted: whether the client is another process's, which is dead or a child of this one.
         is_orphan: whether that process is known to be dead, so that nothing will come any more.
         is_idle: whether there was nothing to send, and no answer to wait for.
+        keeps_all: whether the file system of the spool cannot give space back.
         uid: of the story, once the visor has said it.
         address: of the keeper, likewise.
         outbox: what is to be sent, once there are files.
+        introduced: whether the keeper knows the client: from then on readers find it in the story.
         acknowledged: all events below this number are journalled by the keeper.
         error: why nothing can be shipped any more.
         done: whether everything is there, the client's goodbye too, and the story is given up.
         said: the connection to the visor over which the story was acquired last.
+        retry_at_s: before that the visor is not asked again, by time.monotonic().
+        over_at_s: when it was first found to be over; 0.0 before.
+        in_flight: sizes of the blocks that were sent and not acknowledged.
     """
 
     def __init__(
@@ -67,7 +72,7 @@ class Shipment:
         self.client_id = client_id
         self.durable = durable
         self.adopted = adopted
-        self.is_orphan = self.is_idle = False
+        self.introduced = self.is_orphan = self.is_idle = self.keeps_all = False
         self.uid = 0
         self.address: Address | None = None
         self.outbox: Outbox | None = None
@@ -75,7 +80,7 @@ class Shipment:
         self.error: ChronoLogError | None = None
         self.done = False
         self.said: Connection | None = None
-        self.retry_at_s = 0.0
+        self.retry_at_s = self.over_at_s = 0.0
         self.in_flight: deque[int] = deque()
 
     def begin(self, directory: Path) -> None:
@@ -232,13 +237,25 @@ class Link:
             if shipment.outbox is not None:
                 shipment.outbox.rewind(message.sequence, has_client=not message.empty)
             shipment.acknowledged = max(shipment.acknowledged, message.sequence)
+            shipment.introduced = shipment.introduced or not message.empty
             self._ready.add(stream)
             self.failed = False
         elif isinstance(message, messages.Ack):
             self._in_flight_bytes -= shipment.in_flight.popleft() if shipment.in_flight else 0
             shipment.acknowledged = max(shipment.acknowledged, message.sequence)
+            shipment.introduced = True
+            self._reclaim(shipment)
         elif isinstance(message, messages.Refused):
             self._give_up(stream, shipment, error_of(message))
+
+    def _reclaim(self, shipment: Shipment) -> None:
+        assert shipment.outbox is not None
+        try:
+            shipment.outbox.reclaim(shipment.acknowledged)
+        except OSError as error:
+            if not shipment.keeps_all:
+                logger.warning("the spool keeps what was shipped until its stories are released: %s", error)
+            shipment.keeps_all = True
 
     def _give_up(self, stream: int, shipment: Shipment, error: ChronoLogError) -> None:
         self._ready.discard(stream)

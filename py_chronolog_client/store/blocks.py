@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 
 from py_chronolog_client.store.crc import crc32
-from py_chronolog_client.store.format import HEADER_BYTES, BlockHeader
+from py_chronolog_client.store.format import ALIGNMENT, BLOCK_MAGIC, HEADER_BYTES, BlockHeader
 
 _PIECE_BYTES = 2**20
+_SEARCH_BYTES = 2**20
 
 
 def read_header(descriptor: int, offset: int) -> BlockHeader | None:
@@ -54,3 +55,17 @@ def complete_block(descriptor: int, offset: int, client_id: int) -> BlockHeader 
     if checksum(descriptor, header.payload_bytes, columns_at + header.columns_bytes) != header.payload_crc:
         return None
     return header
+
+
+def find_header(descriptor: int, start: int, size_bytes: int, client_id: int) -> int | None:
+    """Return the offset of the first valid header of a client between `start` and `size_bytes`."""
+    for at in range(start, size_bytes, _SEARCH_BYTES):
+        piece = os.pread(descriptor, _SEARCH_BYTES + HEADER_BYTES, at)
+        place = piece.find(BLOCK_MAGIC)
+        while 0 <= place < _SEARCH_BYTES:
+            if (at + place) % ALIGNMENT == 0:
+                header = BlockHeader.unpack(piece[place : place + HEADER_BYTES])
+                if header is not None and header.client_id == client_id:
+                    return at + place
+            place = piece.find(BLOCK_MAGIC, place + 1)
+    return None

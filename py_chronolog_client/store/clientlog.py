@@ -22,10 +22,9 @@ from py_chronolog_client.engine.base import ScanReport
 from py_chronolog_client.errors import DamageError
 from py_chronolog_client.page import U64, Payload
 from py_chronolog_client.store.aligned import aligned_stretches
-from py_chronolog_client.store.blocks import complete_block, read_exactly, read_header
+from py_chronolog_client.store.blocks import complete_block, find_header, read_exactly, read_header
 from py_chronolog_client.store.format import (
     ALIGNMENT,
-    BLOCK_MAGIC,
     HEADER_BYTES,
     KIND_EVENTS,
     KIND_RECORD,
@@ -34,8 +33,6 @@ from py_chronolog_client.store.format import (
 )
 from py_chronolog_client.store.stretch import BlockStretch, Descriptor, Stretch, TailStretch
 from py_chronolog_client.store.tailcopy import copy_tail
-
-_SEARCH_BYTES = 2**20
 
 
 @dataclass(slots=True)
@@ -212,7 +209,7 @@ class ClientLog:
         while file.offset + HEADER_BYTES <= size_bytes:
             header = self._header(file, size_bytes)
             if header is None:
-                found = self._search(file, size_bytes)
+                found = find_header(descriptor.number, file.offset + ALIGNMENT, size_bytes, self.client_id)
                 if found is None:
                     break
                 # Something stands behind it: if it was being written a moment ago, it is whole by now.
@@ -263,20 +260,6 @@ class ClientLog:
                 self._models[int(fields["first_sequence"])] = unpack_models(fields["models"])
             except (KeyError, TypeError, ValueError) as error:
                 report.damages.append(DamageError(descriptor.path, offset, f"no clock models: {error}"))
-
-    def _search(self, file: _File, size_bytes: int) -> int | None:
-        """Return the offset of the next valid header behind a place where there is none."""
-        descriptor, start = file.descriptor.number, file.offset + ALIGNMENT
-        for at in range(start, size_bytes, _SEARCH_BYTES):
-            piece = os.pread(descriptor, _SEARCH_BYTES + HEADER_BYTES, at)
-            place = piece.find(BLOCK_MAGIC)
-            while 0 <= place < _SEARCH_BYTES:
-                if (at + place) % ALIGNMENT == 0:
-                    header = BlockHeader.unpack(piece[place : place + HEADER_BYTES])
-                    if header is not None and header.client_id == self.client_id:
-                        return at + place
-                place = piece.find(BLOCK_MAGIC, place + 1)
-        return None
 
     def _look_for_an_end(self, report: ScanReport) -> bool:
         """Report a segment that says less than its client left: without a tail it ends with a close record.
