@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from py_chronolog_client.clock import ClockModel
-from py_chronolog_client.errors import DamageError, InvalidArgumentError
+from py_chronolog_client.errors import ClosedError, DamageError, InvalidArgumentError
 from py_chronolog_client.store import acquisition, owner
 from py_chronolog_client.store.blocks import complete_block, find_header, read_exactly, read_header
 from py_chronolog_client.store.crc import crc32
@@ -98,6 +98,7 @@ class Intake:
         self._records: set[_Record] = set()
         self._last_time = 0
         self._closed = True
+        self._given_up = False
         try:
             self._recover(acquisition.segments(directory).get(client_id, []))
         except BaseException:
@@ -114,11 +115,14 @@ class Intake:
         Durability: in the page cache; on the device after `sync`.
 
         Raises:
+            ClosedError: the intake was closed.
             InvalidArgumentError: it is no block that follows on what is there.
             OSError: the file system refused it, or (ESTALE) somebody has deleted the segment. It may be tried again.
         """
         header, fields = self._checked(block)
         with self._lock:
+            if self._given_up:
+                raise ClosedError(f"{self._path}: the intake was closed")
             if not self._has(header):
                 if fields is None:
                     self._require_next(header)
@@ -150,9 +154,11 @@ class Intake:
             return sequence
 
     def close(self) -> None:
-        """Let go of the files."""
-        if self._segment is not None:
-            self._segment.close()
+        """Let go of the files, when what is being appended is there. Nothing can be appended any more."""
+        with self._lock:
+            self._given_up = True
+            if self._segment is not None:
+                self._segment.close()
 
     # -- what is there --
 
@@ -166,7 +172,8 @@ class Intake:
                     raise
                 os.unlink(self._path)
                 continue
-            self.close()
+            if self._segment is not None:
+                self._segment.close()
             self._segment = segment
             self._offset = self._read(segment)
         if self._segment is not None:

@@ -201,7 +201,7 @@ class Locate(Message):
 
 @dataclass(frozen=True, slots=True)
 class Located(Message):
-    """The story's uid, and "host:port" of every keeper that may have events of it."""
+    """The story's uid, and "host:port" of every keeper that may have events of it; "node:0" of one that is away."""
 
     uid: int
     keepers: list[str]
@@ -209,7 +209,10 @@ class Located(Message):
 
 @dataclass(frozen=True, slots=True)
 class Register(Message):
-    """Services only: a keeper or player says where it is, for as long as this connection lives. Answered with Done."""
+    """Services only: a keeper or player says where it is, for as long as this connection lives.
+
+    Answered with Done; before that the visor may tell a keeper to Drop what was destroyed while it was away.
+    """
 
     service: str
     node: str
@@ -271,10 +274,12 @@ class Refused(Message):
 
 @dataclass(frozen=True, slots=True)
 class Drop(Message):
-    """Services only: forget a story, or all stories of a chronicle where `story` is empty. Answered with Done."""
+    """The visor to a keeper that registers or has: forget a story, or where `story` is empty all. Answered with Done."""
 
     chronicle: str
     story: str
+    uid: int
+    """A story with a higher one was made later, and stays."""
 
 
 # -- to a keeper or player --

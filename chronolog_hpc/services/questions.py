@@ -1,0 +1,98 @@
+"""Questions about the events of a store, answered message by message.
+
+Each answer is an iterator that does its work when it is asked for the next message. So whoever sends them decides how
+far it runs ahead, and what is not sent is not made.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import msgpack
+
+from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport, Snapshot
+from py_chronolog_client.engine.embedded import EmbeddedEngine
+from py_chronolog_client.errors import InvalidArgumentError
+from py_chronolog_client.store.catalog import Catalog
+from py_chronolog_client.store.storylog import StoryLog
+from py_chronolog_client.wire import messages
+from py_chronolog_client.wire.messages import Message, pack_marks, unpack_ids, unpack_marks
+from py_chronolog_client.wire.pages import pack_page
+
+Answer = tuple[Message, list[bytes | memoryview]]
+
+logger = logging.getLogger("chronolog_hpc.services")
+
+
+def described(engine: EmbeddedEngine, question: messages.ListClients) -> Iterator[Answer]:
+    """Answer what the clients of a story say of themselves."""
+    for client_id, description in engine.clients(question.chronicle, question.story).items():
+        yield messages.Description(client_id), [msgpack.packb(description)]
+    yield messages.Done(), []
+
+
+def scanned(engine: EmbeddedEngine, question: messages.Scan) -> Iterator[Answer]:
+    """Answer a scan. The records of a page travel with it, so they are always checked before."""
+    if not 0 <= question.start_ns <= MAX_TIME_NS or not 0 <= question.end_ns <= MAX_TIME_NS:
+        raise InvalidArgumentError(
+            f"no times lie between {question.start_ns} and {question.end_ns} ns: give 0 to 2**64 - 1"
+        )
+    report = ScanReport()
+    pages = engine.scan(
+        question.chronicle,
+        question.story,
+        question.start_ns,
+        question.end_ns,
+        clients=None if question.every_client else unpack_ids(question.clients),
+        snapshot=None if question.until_now else unpack_marks(question.until),
+        since=unpack_marks(question.since),
+        timeout_s=question.timeout_ms / 1000 or None,
+        verify=True,
+        aligned=question.aligned,
+        report=report,
+    )
+    for page in pages:
+        if len(page):
+            yield from pack_page(page)
+    for damage in report.damages:
+        yield messages.Damaged(damage.path, damage.offset, damage.reason), []
+    yield messages.ScanEnd(report.missing, report.disbelieved, report.unseen), []
+
+
+class Follower:
+    """The story that a session follows, as it was when the session asked last."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._story: tuple[str, str, int] | None = None
+        self._said: set[str] = set()
+
+    def news(self, question: messages.Follow, cursor: Snapshot) -> Iterator[Answer] | None:
+        """Return the answer to a follower, or None if there is nothing behind his cursor."""
+        created_ns = self._catalog.story_created_ns(question.chronicle, question.story)
+        story = question.chronicle, question.story, created_ns
+        if story != self._story:
+            self._log = StoryLog(self._catalog.story_directory(*story[:2]))
+            self._story = story
+        report = ScanReport()
+        self._log.refresh(report)
+        marks = self._log.snapshot()
+        self._say(report)
+        if all(mark <= cursor.get(client_id, 0) for client_id, mark in marks.items()):
+            return None
+        return self._answer(cursor, marks)
+
+    def _answer(self, cursor: Snapshot, marks: Snapshot) -> Iterator[Answer]:
+        report = ScanReport()
+        for page in self._log.pages(0, MAX_TIME_NS, cursor, marks, report, verify=True):
+            if len(page):
+                yield from pack_page(page)
+        self._say(report)
+        yield messages.Marks(pack_marks({**cursor, **marks})), []
+
+    def _say(self, report: ScanReport) -> None:
+        """Warn of what a follower does not get, once."""
+        for sentence in {*report.left_out(), *map(str, report.damages)} - self._said:
+            self._said.add(sentence)
+            logger.warning("following: %s", sentence)
