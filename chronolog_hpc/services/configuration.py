@@ -259,9 +259,10 @@ def _address(section: dict[str, Any], service: str) -> Address | None:
 
 def _log(section: dict[str, Any]) -> Log:
     said = section.get("Monitoring", {}).get("monitor") or section.get("Logging", {}).get("log", {})
-    named = said.get("file") if said.get("type") != "console" else None
-    file = None if named is None else _lasting(named) or Path(Path(named).name)
-    return Log(said.get("level", "info"), file if file is not None and file.name else None)
+    named = said.get("file", "") if said.get("type") != "console" else ""
+    name = os.path.basename(named)
+    file = _lasting(named) or (Path(name) if name not in {"", ".", ".."} else None)
+    return Log(said.get("level", "info"), file)
 
 
 def _lasting(text: str) -> Path | None:

@@ -27,16 +27,16 @@ from chronolog_hpc.clientlib import ChronoLogError
 from chronolog_hpc.services.child import Child, Role
 from chronolog_hpc.services.configuration import Configuration, Log
 from chronolog_hpc.services.listening import LOOPBACK, require_free, require_safe, resolve
-from chronolog_hpc.services.rundir import KEEPER, UP, Process, RunDirectory
+from chronolog_hpc.services.rundir import KEEPER, PLAYER, UP, VISOR, Process, RunDirectory
 from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.store import files, owner
 
-ROLES = ("visor", KEEPER, "player")
+ROLES = (VISOR, KEEPER, PLAYER)
 """All roles, in the order in which they are started; they are ended in the other."""
 STOP_S = 20.0
 """A child that has not ended so long after it was told to is killed."""
 
-_PORTS = {"visor": 5555, KEEPER: 0, "player": 5557}
+_PORTS = {VISOR: 5555, KEEPER: 0, PLAYER: 5557}
 _TICK_S = 0.5
 
 logger = logging.getLogger("chronolog_hpc.deployment")
@@ -75,9 +75,9 @@ def plan(
         "player": configuration.query,
     }
     options = {
-        "visor": "--port",
+        VISOR: "--port",
         KEEPER: "chrono_keeper.KeeperRecordingService in the configuration",
-        "player": "--query-port",
+        PLAYER: "--query-port",
     }
     roles = []
     for name in names:

@@ -27,7 +27,7 @@ from chronolog_hpc.services.child import Role
 from chronolog_hpc.services.configuration import Configuration, read_configuration
 from chronolog_hpc.services.deployment import ROLES, Deployment, log_directory, plan
 from chronolog_hpc.services.listening import is_loopback
-from chronolog_hpc.services.rundir import KEEPER, RunDirectory, wait_until
+from chronolog_hpc.services.rundir import KEEPER, PLAYER, VISOR, RunDirectory, wait_until
 from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.store import owner
 from py_chronolog_client.tokens import TOKEN_VARIABLE
@@ -35,7 +35,7 @@ from py_chronolog_client.tokens import TOKEN_VARIABLE
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_OTHERS = tuple(name for name in ROLES if name != "visor")
+_OTHERS = (KEEPER, PLAYER)
 _SHARED_S = 60.0
 _TICK_S, _ALONE_TICK_S = 0.1, 0.5
 _READY = b"ready"
@@ -88,8 +88,8 @@ def _run(wishes: Wishes, comm: MPI.Comm | None, ready: Callable[[RunDirectory], 
         roles = team.together(lambda: _roles(wishes, run, configuration, nodes, team.rank))
         with ExitStack() as stack:
             deployment = team.together(lambda: stack.enter_context(Deployment(run, roles)))
-            team.together(lambda: deployment.start(["visor"]))
-            visor = team.from_root(lambda: deployment.addresses.get("visor") or _visor_in(run))
+            team.together(lambda: deployment.start([VISOR]))
+            visor = team.from_root(lambda: deployment.addresses.get(VISOR) or _visor_in(run))
             team.together(lambda: deployment.start(_OTHERS, visor))
             listening = [
                 (name, place, address)
@@ -187,7 +187,7 @@ def _roles(
         names,
         configuration,
         host=wishes.host,
-        ports={"visor": wishes.port, "player": wishes.query_port},
+        ports={VISOR: wishes.port, PLAYER: wishes.query_port},
         insecure_network=wishes.insecure_network,
     )
     count = len(set(nodes))
@@ -202,7 +202,7 @@ def _roles(
 
 def _visor_in(run: RunDirectory) -> Address:
     """Return where the visor of a deployment listens that others have started."""
-    visor = run.find("visor")
+    visor = run.find(VISOR)
     if visor is None:
         raise InvalidArgumentError(
             f"{run.deployment}: no visor runs there: start it first, 'chronolog up --role visor'"
@@ -217,8 +217,8 @@ def _summary(run: RunDirectory, listening: list[tuple[str, str, Address]]) -> st
     lines += ["programs use it with", f"  export {TOKEN_VARIABLE}={run.tokens}"]
     places = {name: address for name, _, address in listening}
     for name, kind, provider in (
-        ("visor", "ClientPortalServiceConf", 55),
-        ("player", "ClientQueryServiceConf", 57),
+        (VISOR, "ClientPortalServiceConf", 55),
+        (PLAYER, "ClientQueryServiceConf", 57),
     ):
         if name in places:
             host, port = places[name]

@@ -32,9 +32,9 @@ from py_chronolog_client.tokens import new_secret, read_tokens, write_tokens
 from py_chronolog_client.wire.handshake import SERVICE_NAME
 
 UP = "up"
-"""The role of a process that starts others and looks after them."""
-KEEPER = "keeper"
-"""The role that every node may have once; a deployment has one of each other."""
+"""What a process is that starts others and looks after them."""
+VISOR, KEEPER, PLAYER = "visor", "keeper", "player"
+"""The roles: every node may have one keeper, and the whole deployment one visor and one player."""
 RUN_DIRECTORY = "run"
 
 _FILE_BYTES = 2**16
