@@ -63,7 +63,7 @@ def test_it_is_made_for_its_owner_alone_whatever_the_umask(tmp_path: Path) -> No
 def test_nothing_is_made_unless_asked_nor_far_from_where_something_is(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="there is no deployment: 'chronolog up' starts one"):
         RunDirectory(tmp_path / "deployment")
-    with pytest.raises(InvalidArgumentError, match="there is no directory .*/no: make it first"):
+    with pytest.raises(InvalidArgumentError, match=r"there is no directory .*/no: make it first"):
         RunDirectory(tmp_path / "no" / "deployment", create=True)
     assert not list(tmp_path.iterdir())
 
@@ -230,7 +230,7 @@ def test_of_two_that_want_the_same_the_second_is_refused(
 ) -> None:
     run.claim(Process.running(UP, sleeper.pid, runs=(VISOR, KEEPER)))
     for roles in ((VISOR,), (KEEPER, PLAYER), (VISOR, KEEPER, PLAYER)):
-        with pytest.raises(InvalidArgumentError, match=f"up .pid {sleeper.pid} .* runs here already"):
+        with pytest.raises(InvalidArgumentError, match=rf"up .pid {sleeper.pid} .* runs here already"):
             run.claim(Process.running(UP, os.getpid(), runs=roles))
     run.claim(Process.running(UP, os.getpid(), runs=(PLAYER,)))
     assert len(run.processes()) == 2
@@ -261,7 +261,7 @@ def test_a_service_whose_parent_is_gone_is_in_the_way_as_long_as_it_lives(
 ) -> None:
     monkeypatch.setattr("chronolog_hpc.services.rundir._LEAVING_S", 0.1)
     run.publish(Process.running(VISOR, sleeper.pid, ADDRESS))
-    with pytest.raises(InvalidArgumentError, match="visor .* runs here already"):
+    with pytest.raises(InvalidArgumentError, match=r"visor .* runs here already"):
         run.claim(Process.running(UP, os.getpid(), runs=(VISOR,)))
     assert [process.role for process in run.processes()] == [VISOR]
 
