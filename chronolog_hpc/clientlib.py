@@ -104,6 +104,7 @@ from py_chronolog_client.errors import (  # noqa: E402
 from py_chronolog_client.store.root import store_path  # noqa: E402
 
 if TYPE_CHECKING:
+    from py_chronolog_client.order import around, story_order
     from py_chronolog_client.page import U64, MemoryPage, Page, Payload
     from py_chronolog_client.store.catalog import Catalog
     from py_chronolog_client.timeline import correct
@@ -145,6 +146,7 @@ __all__ = [
     "WANDER",
     "WriterStatistics",
     "acquire",
+    "around",
     "check",
     "check_is_ours",
     "correct",
@@ -154,6 +156,7 @@ __all__ = [
     "require_store",
     "store_directory",
     "store_path",
+    "story_order",
 ]
 
 
@@ -163,6 +166,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(PACKAGE).__version__
     if name in ("Page", "MemoryPage", "Payload", "U64"):
         return getattr(importlib.import_module("py_chronolog_client.page"), name)
+    if name in ("around", "story_order"):
+        return getattr(importlib.import_module("py_chronolog_client.order"), name)
     if name == "correct":
         return importlib.import_module("py_chronolog_client.timeline").correct
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -51,12 +51,19 @@ class EmbeddedEngine(Engine):
 
     capabilities = Capabilities()
 
-    def __init__(self, directory: str | os.PathLike[str], *, create: bool = True) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        create: bool = True,
+        segment_limit_bytes: int | None = None,
+    ) -> None:
         """Open a store.
 
         Args:
             directory: of the store.
             create: make it if it is not there; otherwise it must be there, and is only read.
+            segment_limit_bytes: how much space a client may take on the disk before its events are refused.
 
         Raises:
             InvalidArgumentError: the path, CHRONOLOG_MODE or CHRONOLOG_TRUST_TAILS makes no sense.
@@ -66,8 +73,10 @@ class EmbeddedEngine(Engine):
             NotAuthorizedError: this user may not use it.
         """
         trusts_tails()
-        self._open_catalog: Catalog | None = Catalog(StoreRoot.open(directory, create=create))
-        self._directory = self._open_catalog.root.path
+        root = StoreRoot.open(directory, create=create)
+        root.segment_limit_bytes = segment_limit_bytes
+        self._open_catalog: Catalog | None = Catalog(root)
+        self._directory = root.path
         self._followed: dict[tuple[str, str], tuple[Path, StoryLog]] = {}
         self._said: set[str] = set()
 

@@ -30,12 +30,14 @@ from py_chronolog_client.engine.base import (
 )
 from py_chronolog_client.engine.connection import Address, Connection
 from py_chronolog_client.engine.embedded import EmbeddedEngine
+from py_chronolog_client.engine.orphans import spooled_name
 from py_chronolog_client.engine.remote_catalog import RemoteCatalog, checked_attributes
 from py_chronolog_client.engine.shipment import Shipment
 from py_chronolog_client.engine.shipper import Shipper, wait_until
 from py_chronolog_client.errors import (
     ChronicleExistsError,
     ClosedError,
+    InvalidArgumentError,
     NoPlayersError,
     NotConnectedError,
 )
@@ -48,6 +50,9 @@ if TYPE_CHECKING:
 
 SPOOL_VARIABLE = "CHRONOLOG_SPOOL"
 """Environment variable that names the directory of the spool, on a file system of this node."""
+LIMIT_VARIABLE = "CHRONOLOG_SPOOL_LIMIT"
+"""Environment variable: how many bytes of a client's events wait in the spool before new ones are refused."""
+DEFAULT_LIMIT_BYTES = 4 * 2**30
 FLUSH_S = 60.0
 """A flush without a time-out, and a release, wait so long for a keeper."""
 
@@ -120,7 +125,7 @@ class RemoteEngine(Engine):
     ) -> Writer:
         shipment = self.ship(chronicle, story, attributes, options.client_id, options)
         spool = self._open_spool()
-        place = f"{shipment.uid} {story}"
+        place = spooled_name(shipment.uid, story)
         try:
             with suppress(ChronicleExistsError):
                 spool.create_chronicle(chronicle, {})
@@ -152,12 +157,12 @@ class RemoteEngine(Engine):
     def shipper(self) -> Shipper:
         """Return the shipper of this process."""
         if self._shipper is None:
-            self._shipper = Shipper(self.visor, self._identity)
+            self._shipper = Shipper(self.visor, self._identity, self._open_spool())
         return self._shipper
 
     def _open_spool(self) -> EmbeddedEngine:
         if self._spool is None:
-            self._spool = EmbeddedEngine(spool_directory(self.visor))
+            self._spool = EmbeddedEngine(spool_directory(self.visor), segment_limit_bytes=spool_limit_bytes())
         return self._spool
 
     # -- reading --
@@ -329,6 +334,18 @@ def spool_directory(visor: Address) -> Path:
     base = Path(os.environ.get(SPOOL_VARIABLE) or "~/.chronolog/spool").expanduser()
     base.mkdir(mode=0o700, parents=not os.environ.get(SPOOL_VARIABLE), exist_ok=True)
     return base / f"{visor.host}_{visor.port}".replace("/", "_")
+
+
+def spool_limit_bytes() -> int:
+    """Return how much of a client's events may wait in the spool.
+
+    Raises:
+        InvalidArgumentError: CHRONOLOG_SPOOL_LIMIT is no number of bytes.
+    """
+    value = os.environ.get(LIMIT_VARIABLE) or str(DEFAULT_LIMIT_BYTES)
+    if not value.isdecimal() or not int(value):
+        raise InvalidArgumentError(f"{LIMIT_VARIABLE}={value}: give a number of bytes, or unset the variable")
+    return int(value)
 
 
 def _player_at(address: Address, identity: Identity) -> Connection:

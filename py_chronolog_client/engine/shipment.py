@@ -42,6 +42,7 @@ class Shipment:
         adopted: whether the client is another process's, which is dead or a child of this one.
         is_orphan: whether that process is known to be dead, so that nothing will come any more.
         is_idle: whether there was nothing to send, and no answer to wait for.
+        keeps_all: whether the file system of the spool cannot give space back.
         uid: of the story, once the visor has said it.
         address: of the keeper, likewise.
         outbox: what is to be sent, once there are files.
@@ -67,7 +68,7 @@ class Shipment:
         self.client_id = client_id
         self.durable = durable
         self.adopted = adopted
-        self.is_orphan = self.is_idle = False
+        self.is_orphan = self.is_idle = self.keeps_all = False
         self.uid = 0
         self.address: Address | None = None
         self.outbox: Outbox | None = None
@@ -237,8 +238,18 @@ class Link:
         elif isinstance(message, messages.Ack):
             self._in_flight_bytes -= shipment.in_flight.popleft() if shipment.in_flight else 0
             shipment.acknowledged = max(shipment.acknowledged, message.sequence)
+            self._reclaim(shipment)
         elif isinstance(message, messages.Refused):
             self._give_up(stream, shipment, error_of(message))
+
+    def _reclaim(self, shipment: Shipment) -> None:
+        assert shipment.outbox is not None
+        try:
+            shipment.outbox.reclaim(shipment.acknowledged)
+        except OSError as error:
+            if not shipment.keeps_all:
+                logger.warning("the spool keeps what was shipped until its stories are released: %s", error)
+            shipment.keeps_all = True
 
     def _give_up(self, stream: int, shipment: Shipment, error: ChronoLogError) -> None:
         self._ready.discard(stream)

@@ -5,33 +5,29 @@ long as it lives, and a link to each keeper. The application's threads only hand
 become of them. Where the visor or a keeper is away it tries again and again; nobody waits for that but who has asked
 for a flush, and for no longer than he said.
 
-In every story that it ships it also looks for clients of dead processes, and ships what they have left. Two shippers
-may do that at once: a keeper takes every event once, by its number.
+It also ships what clients of dead processes have left in the spool (`orphans`).
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 from py_chronolog_client.engine.connection import Address, Connection, readable
+from py_chronolog_client.engine.embedded import EmbeddedEngine
+from py_chronolog_client.engine.orphans import Orphan, claim, is_dead, orphans
 from py_chronolog_client.engine.shipment import RETRY_S, Link, Shipment
 from py_chronolog_client.errors import ChronoLogError, NoKeepersError, NotConnectedError, NotFoundError
-from py_chronolog_client.store import owner
-from py_chronolog_client.store.outbox import clients_in
-from py_chronolog_client.store.records import read_client_record
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.handshake import Identity
 
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.01
 _VISOR_LOOK_S = 0.5
-_ADOPT_EVERY_S = 2.0
+_ADOPT_EVERY_S = 5.0
 _POLL_S = 0.0005
 _ANSWER_S = 10.0
 
@@ -44,10 +40,17 @@ class Shipper:
     Thread safety: everything, also from a signal handler: nothing waits for a lock.
     """
 
-    def __init__(self, visor: Address, identity: Identity) -> None:
-        """Start the thread; nothing is connected before there is something to ship."""
+    def __init__(self, visor: Address, identity: Identity, spool: EmbeddedEngine) -> None:
+        """Start the thread; nothing is connected before there is something to ship.
+
+        Args:
+            visor: address of the ChronoVisor's portal.
+            identity: who this is.
+            spool: where the events are.
+        """
         self._address = visor
         self._identity = identity
+        self._spool = spool
         self._visor: Connection | None = None
         self._visor_retry_at_s = 0.0
         self._visor_looked_at_s = 0.0
@@ -235,44 +238,19 @@ class Shipper:
     def _adopt(self) -> None:
         """Ship what dead processes have left in the stories that are shipped, and what children write."""
         self._adopt_at_s = time.monotonic() + _ADOPT_EVERY_S
-        shipments = list(self._shipments)
-        known = {shipment.client_id for shipment in shipments}
-        for shipment in shipments:
-            outbox = shipment.outbox
-            if outbox is None:
-                continue
-            if shipment.adopted:
-                if not shipment.is_orphan and _is_dead(outbox.directory, shipment.client_id):
-                    shipment.is_orphan, shipment.is_idle = True, False
-                continue
-            for client_id in set(clients_in(outbox.directory)) - known:
-                if _is_left_behind(outbox.directory, client_id, known):
-                    known.add(client_id)
-                    self._shipments.append(_adopted(shipment, client_id))
+        for shipment in self._shipments:
+            if shipment.adopted and not shipment.is_orphan and shipment.outbox is not None:
+                shipment.is_orphan = is_dead(shipment.outbox.directory, shipment.client_id)
+                shipment.is_idle = False  # what it wrote before it died may not have been seen
+        for orphan in orphans(self._spool, {shipment.client_id for shipment in self._shipments}):
+            if claim(orphan):
+                self._shipments.append(_adopted(orphan))
 
 
-def _is_left_behind(directory: Path, client_id: int, parents: set[int]) -> bool:
-    """Tell whether nobody else ships a client: its process is dead, or a child that may have nobody."""
-    description = read_client_record(directory / f"{client_id:016x}.log", client_id) or {}
-    if description.get("pid") == os.getpid():
-        return False
-    return description.get("parent_client_id") in parents or _is_dead(directory, client_id)
-
-
-def _is_dead(directory: Path, client_id: int) -> bool:
-    path = directory / f"{client_id:016x}.log"
-    description = read_client_record(path, client_id)
-    return description is not None and not owner.is_alive(description, path)
-
-
-def _adopted(beside: Shipment, client_id: int) -> Shipment:
-    """Return the shipment of another client of the same story."""
-    assert beside.outbox is not None
-    shipment = Shipment(
-        beside.chronicle, beside.story, beside.attributes, client_id, durable=beside.durable, adopted=True
-    )
-    shipment.uid = beside.uid
-    shipment.begin(beside.outbox.directory)
+def _adopted(orphan: Orphan) -> Shipment:
+    shipment = Shipment(orphan.chronicle, orphan.story, {}, orphan.client_id, durable=True, adopted=True)
+    shipment.uid, shipment.is_orphan = orphan.uid, orphan.is_dead
+    shipment.begin(orphan.directory)
     return shipment
 
 

@@ -18,6 +18,7 @@ from py_chronolog_client.errors import ChronoLogError, DamageError, NotAuthorize
 TEMPORARY = ".tmp-"
 """Names that begin so are being made; those of dead makers are harmless."""
 
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # of fallocate(2)
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 _NOT_ALLOWED = frozenset({errno.EPERM, errno.EACCES, errno.EROFS})
 _MORE_ROOM = "make room there, or use a directory on another file system"
@@ -176,6 +177,25 @@ def publish_file(path: Path, data: bytes, mode: int, *, sync: bool = False) -> b
     finally:
         with suppress(OSError):
             os.unlink(making)
+
+
+def punch_hole(path: str | os.PathLike[str], start: int, stop: int) -> None:
+    """Give the space of a part of a file back to the file system: it reads as zeros, and the file keeps its size.
+
+    Raises:
+        OSError: the file system cannot (EOPNOTSUPP).
+    """
+    import ctypes
+
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        offset, size_bytes = ctypes.c_int64(start), ctypes.c_int64(stop - start)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, offset, size_bytes) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), os.fspath(path))
+    finally:
+        os.close(descriptor)
 
 
 def sync_directory(directory: str | os.PathLike[str]) -> None:

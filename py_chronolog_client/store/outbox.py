@@ -4,11 +4,16 @@ An outbox reads the files of a client that may be writing to them at this moment
 number, the sequence of the next event that is to be sent, and yields what follows: whole blocks as they stand in
 the segments, and the events of the tail as a block that it makes. Where the receiver has a part of a block
 already, because it came out of the tail before, only the rest is sent. So a sender may begin again anywhere.
+
+What was received need not be kept: its space is given back to the file system, as a hole in the segment. So a segment
+of an outbox may begin with its client record, a hole, and what the edges of the hole have left of blocks that were
+received. Whoever begins again looks for the next whole block; the sequence numbers say whether that is the right one.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,9 +21,11 @@ import numpy as np
 
 from py_chronolog_client.errors import DamageError
 from py_chronolog_client.store import acquisition
-from py_chronolog_client.store.blocks import read_exactly, read_header
+from py_chronolog_client.store.blocks import find_header, read_exactly, read_header
 from py_chronolog_client.store.crc import crc32
+from py_chronolog_client.store.files import punch_hole
 from py_chronolog_client.store.format import (
+    ALIGNMENT,
     HEADER_BYTES,
     KIND_EVENTS,
     KIND_RECORD,
@@ -29,6 +36,9 @@ from py_chronolog_client.store.stretch import Descriptor, TailStretch
 from py_chronolog_client.store.tailcopy import copy_tail
 
 Pieces = list[bytes | memoryview]
+
+_PAGE_BYTES = 4096
+_RECLAIM_BYTES = 2**20
 
 
 class Outbox:
@@ -60,6 +70,8 @@ class Outbox:
         self._has_client = has_client
         self._file: Descriptor | None = None
         self._number = self._offset = 0
+        self._sent: deque[tuple[int, int]] = deque()
+        self._kept_from = 0
 
     def take(self) -> Pieces | None:
         """Return the next block, in pieces, or None if there is nothing new.
@@ -106,6 +118,20 @@ class Outbox:
                 return pieces
         return None
 
+    def reclaim(self, acknowledged: int) -> None:
+        """Give back the space of the blocks whose events are all below `acknowledged`.
+
+        Raises:
+            OSError: the file system cannot.
+        """
+        stop = 0
+        while self._sent and self._sent[0][0] <= acknowledged:
+            stop = self._sent.popleft()[1]
+        stop -= stop % _PAGE_BYTES
+        if stop - self._kept_from >= _RECLAIM_BYTES:
+            punch_hole(self._path(self._number), self._kept_from, stop)
+            self._kept_from = stop
+
     def _next_block(self) -> tuple[BlockHeader, bytes] | None:
         """Return the next whole block of the segments."""
         while True:
@@ -117,10 +143,24 @@ class Outbox:
                 block = read_exactly(file.number, header.block_bytes, self._offset)
                 if block is not None and _is_sound(header, block):
                     self._offset += header.block_bytes
+                    self._note(header)
                     return header, block
-            if not self._has_successor():
+            size_bytes = os.fstat(file.number).st_size
+            following = find_header(file.number, self._offset + ALIGNMENT, size_bytes, self.client_id)
+            if following is not None:
+                self._offset = following
+            elif os.path.exists(self._path(self._number + 1)):
+                self._file, self._number, self._offset = None, self._number + 1, 0
+                self._sent.clear()
+            else:
                 return None
-            self._file, self._number, self._offset = None, self._number + 1, 0
+
+    def _note(self, header: BlockHeader) -> None:
+        """Note where a block ends, for `reclaim`; the first of a segment is kept, and a goodbye while it is the last."""
+        if self._offset == header.block_bytes:
+            self._kept_from = -(-self._offset // _PAGE_BYTES) * _PAGE_BYTES
+        elif header.kind == KIND_EVENTS:
+            self._sent.append((header.end_sequence, self._offset))
 
     def _open(self) -> Descriptor | None:
         if self._file is None:
@@ -129,9 +169,6 @@ class Outbox:
             except FileNotFoundError:
                 return None
         return self._file
-
-    def _has_successor(self) -> bool:
-        return os.path.exists(self._path(self._number + 1))
 
     def _path(self, number: int) -> str:
         return str(self.directory / f"{self.client_id:016x}{f'.{number}' if number else ''}.log")

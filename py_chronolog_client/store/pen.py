@@ -90,6 +90,7 @@ class Pen:
         """
         assert self.stored is not None
         sequence, segment, offset = self.stored
+        segment.require_room()
         header = events_header(client_id, sequence, times, ends, payload, origin, clock)
         self._header[:] = header.pack()
         zeros = padding(HEADER_BYTES + header.columns_bytes + header.payload_bytes)

@@ -46,9 +46,11 @@ class StoreRoot:
         file_mode: permission bits of files.
         directory_mode: permission bits of directories: a class that may read may search, and where the
             group may read, what is made in a directory belongs to the directory's group.
+        segment_limit_bytes: how much space a segment may take on the disk before its writer refuses events; None: any.
     """
 
     def __init__(self, path: Path, file_mode: int) -> None:
+        self.segment_limit_bytes: int | None = None
         self.path = path
         self.chronicles = path / "chronicles"
         self.trash = path / "trash"

@@ -164,6 +164,16 @@ class Segment:
         self.require_name()
         return write_whole(self.descriptor, pieces, offset)
 
+    def require_room(self) -> None:
+        """Make sure that the file may take more space on the disk.
+
+        Raises:
+            OSError: it has taken what the store allows (EDQUOT).
+        """
+        limit_bytes = self._root.segment_limit_bytes
+        if limit_bytes is not None and os.fstat(self.descriptor).st_blocks * 512 > limit_bytes:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(self.path))
+
     def require_name(self) -> None:
         """Make sure that the file can still be found.
 

@@ -7,8 +7,11 @@ import sys
 import pytest
 
 from py_chronolog_client.client import Client
+from py_chronolog_client.clock import SystemClock
+from py_chronolog_client.engine.base import WriterOptions
 from py_chronolog_client.engine.embedded import EmbeddedEngine
 from py_chronolog_client.errors import DamageError
+from py_chronolog_client.store import outbox as outbox_module
 from py_chronolog_client.store.format import HEADER_BYTES, KIND_EVENTS, BlockHeader, decode_map
 from py_chronolog_client.store.outbox import Outbox
 from tests.store.writing import (  # noqa: F401  `small` is a fixture
@@ -75,45 +78,99 @@ def drain(outbox: Outbox, receiver: Receiver, blocks: int = 10**6) -> int:
     return blocks
 
 
-def act(chance: random.Random, client: Client, number: int) -> None:
+def act(chance: random.Random, client: Client, number: int, logged: list[bytes]) -> None:
     """Do something that a writer does."""
     handle = acquire(client)
     match chance.randrange(8):
         case 0:
             handle.flush()
         case 1:
-            handle.log_events([b"%d.%d" % (number, part) for part in range(chance.randrange(1, 60))])
+            batch = [b"%d.%d" % (number, part) for part in range(chance.randrange(1, 60))]
+            assert handle.log_events(batch)
+            logged += batch
         case 2:
-            handle.log_event(b"%d." % number + b"x" * chance.choice([0, 100, 3000, 20_000]))
+            logged.append(b"%d." % number + b"x" * chance.choice([0, 100, 3000, 20_000]))
+            assert handle.log_event(logged[-1])
         case 3:
             client.ReleaseStory(CHRONICLE, STORY)
         case _:
             for part in range(chance.randrange(1, 30)):
-                handle.log_event(f"{number}.{part} ü")
+                logged.append(f"{number}.{part} ü".encode())
+                assert handle.log_event(logged[-1])
 
 
 @pytest.mark.parametrize("round_number", range(soak(20, 500)))
+@pytest.mark.parametrize("reclaims", [False, True])
 @pytest.mark.usefixtures("small")
 def test_everything_is_shipped_once_wherever_it_begins_again(
-    tmp_path: pathlib.Path, round_number: int
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, round_number: int, reclaims: bool
 ) -> None:
+    monkeypatch.setattr(outbox_module, "_RECLAIM_BYTES", 4096)
     chance = seeded("outbox", round_number)
-    receiver = Receiver()
+    receiver, logged = Receiver(), [b"first"]
     with connect(tmp_path / "store", client_id=CLIENT_ID) as client:
         acquire(client).log_event("first")
         outbox = Outbox(story_directory(tmp_path / "store"), CLIENT_ID)
         for number in range(60):
-            act(chance, client, number)
+            act(chance, client, number, logged)
             drain(outbox, receiver, chance.choice([0, 1, 2, 10**6]))
+            if reclaims:
+                outbox.reclaim(receiver.sequence)
             if chance.random() < 0.2:  # the connection was lost, and the receiver says how far it is
+                if chance.random() < 0.5:  # and so was the sender
+                    outbox = Outbox(story_directory(tmp_path / "store"), CLIENT_ID)
                 outbox.rewind(receiver.sequence, has_client=bool(receiver.segment))
         acquire(client).log_event("last")
+        logged.append(b"last")
     drain(outbox, receiver)
     assert outbox.ended
     assert receiver.kinds[-1] == "close"
-    expected = read(tmp_path / "store")
-    assert expected[-1].record == b"last"
-    assert receiver.stored_at(tmp_path / "copy") == expected
+    found = receiver.stored_at(tmp_path / "copy")
+    assert [event.record for event in found] == logged
+    if not reclaims:
+        assert found == read(tmp_path / "store")
+
+
+def used_bytes(store: pathlib.Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in files(store, "*.log"))
+
+
+def test_what_was_received_takes_no_space(tmp_path: pathlib.Path) -> None:
+    receiver = Receiver()
+    with connect(tmp_path / "store", client_id=CLIENT_ID) as client:
+        handle = acquire(client)
+        outbox = Outbox(story_directory(tmp_path / "store"), CLIENT_ID)
+        for number in range(16):
+            handle.log_events([b"%d" % number + bytes(100_000) for _ in range(10)])
+            handle.flush()
+            drain(outbox, receiver)
+            outbox.reclaim(receiver.sequence)
+            assert used_bytes(tmp_path / "store") < 4 * 2**20
+        (path,) = files(tmp_path / "store", "*.log")
+        assert path.stat().st_size > 15 * 2**20
+        again = Outbox(story_directory(tmp_path / "store"), CLIENT_ID)
+        again.rewind(receiver.sequence, has_client=True)
+        assert again.take() is None
+        handle.log_event("goes on")
+        assert drain(again, receiver) == 1
+
+
+def test_a_store_with_a_limit_refuses_events_until_there_is_room(tmp_path: pathlib.Path) -> None:
+    engine = EmbeddedEngine(tmp_path / "store", segment_limit_bytes=4 * 2**20)
+    engine.create_chronicle(CHRONICLE, {})
+    writer = engine.open_writer(CHRONICLE, STORY, {}, WriterOptions(CLIENT_ID, SystemClock()))
+    outbox, receiver = Outbox(engine.story_directory(CHRONICLE, STORY), CLIENT_ID), Receiver()
+    accepted = sum(writer.log_event(bytes(100_000)) > 0 for _ in range(200))
+    assert 40 < accepted < 80
+    assert dict(writer.statistics().lost) == {"EDQUOT": 200 - accepted}
+    drain(outbox, receiver)
+    outbox.reclaim(receiver.sequence)
+    writer.flush()
+    assert writer.log_event("there is room again")
+    writer.close()
+    drain(outbox, receiver)
+    assert receiver.sequence == accepted + 1
+    assert outbox.ended
 
 
 def test_a_tail_is_shipped_without_the_writers_doing(tmp_path: pathlib.Path) -> None:
@@ -134,9 +191,6 @@ def test_a_tail_is_shipped_without_the_writers_doing(tmp_path: pathlib.Path) -> 
 
 
 def test_a_client_that_begins_somewhere(tmp_path: pathlib.Path) -> None:
-    from py_chronolog_client.clock import SystemClock
-    from py_chronolog_client.engine.base import WriterOptions
-
     engine = EmbeddedEngine(tmp_path / "store")
     engine.create_chronicle(CHRONICLE, {})
     writer = engine.open_writer(
