@@ -7,6 +7,7 @@ that is stopped or slow never holds it up. The parent reads the file after it, a
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import signal
@@ -71,8 +72,9 @@ class Child:
         self._published: Process | None = None
         self._log = _LogReader(role.log)
         self._said = b""
-        self._started_s = self._due_s = 0.0
-        self._pause_s = SHORTEST_PAUSE_S
+        self._started_s = 0.0
+        self._due_s = math.inf
+        self._pause_s = 0.0
 
     @property
     def pid(self) -> int | None:
@@ -139,7 +141,7 @@ class Child:
         if code is not None:
             self._reap()
             self._log.tell(self.role.name)
-            self._fail(f"(pid {self._process.pid}) has ended, {_how(code)}{self._log.last_words}")
+            self._fail(f"(pid {self._process.pid}) {self._how(code)}")
             self._process = None
         elif not self.is_ready and now_s - self._started_s > READY_S:
             logger.warning("the %s does not listen after %g s, and is killed", self.role.name, READY_S)
@@ -207,9 +209,18 @@ class Child:
         self._process.stdout.close()
         self.is_ready = False
 
+    def _how(self, code: int) -> str:
+        if code >= 0:
+            words = (
+                f"; its log {self.role.log} ends with: {self._log.last_line}" if self._log.last_line else ""
+            )
+            return f"has ended with exit code {code}{words}"
+        return f"was ended by {signal.Signals(-code).name if -code < signal.SIGRTMIN else f'signal {-code}'}"
+
     def _fail(self, how: str) -> None:
         lived_s = time.monotonic() - self._started_s
-        self._pause_s = SHORTEST_PAUSE_S if lived_s >= STEADY_S else min(2 * self._pause_s, LONGEST_PAUSE_S)
+        longer_s = min(max(2 * self._pause_s, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
+        self._pause_s = SHORTEST_PAUSE_S if lived_s >= STEADY_S else longer_s
         self._due_s = time.monotonic() + self._pause_s
         self.failure = f"the {self.role.name} {how}"
         if self._published is not None:
@@ -220,11 +231,11 @@ class _LogReader:
     """Reads what a process adds to its log, and passes on what is a problem.
 
     Attributes:
-        last_words: the last line, for a sentence.
+        last_line: what was added last.
     """
 
     def __init__(self, path: Path) -> None:
-        self.last_words = ""
+        self.last_line = ""
         self._path = path
         self._offset = path.stat().st_size if path.exists() else 0
         self._part = b""
@@ -241,18 +252,10 @@ class _LogReader:
         *lines, self._part = (self._part + data).split(b"\n")
         for line in lines:
             text = line.decode("utf-8", "replace")
-            self.last_words = f"; its log {self._path} ends with: {text}"
+            self.last_line = text
             match = _LOG_LINE.match(line)
             if match is None or match["level"] not in (b"DEBUG", b"INFO"):
                 logger.warning("%s: %s", name, text)
-
-
-def _how(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    with suppress(ValueError):
-        return f"by {signal.Signals(-code).name}"
-    return f"by signal {-code}"
 
 
 def _environment() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """How a deployment is ended from outside: by the processes that its run directory names, never by a name.
 
-Those that look after others are told to end, the visor's last, and end their children in order. A process is held by a descriptor
-before its start time is looked at, so the signal cannot reach somebody who has got its number since.
+Those that look after others are told to end, and end their children in order. A process is held by
+a descriptor before its start time is looked at, so the signal cannot reach somebody who has got its number since.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import signal
 from contextlib import suppress
 
-from chronolog_hpc.services.rundir import UP, VISOR, Process, RunDirectory, wait_until
+from chronolog_hpc.services.rundir import UP, Process, RunDirectory, wait_until
 
 END_S = 75.0
 """Longer than a deployment needs to kill, one after another, three services that do not end."""
@@ -27,9 +27,7 @@ def end(run: RunDirectory, timeout_s: float = END_S) -> list[str]:
         A sentence for each process that may still be alive.
     """
     told = [process for process in run.processes() if process.is_here and run.is_alive(process)]
-    parents = [process for process in told if process.role == UP]
-    _end(run, [parent for parent in parents if VISOR not in parent.runs], timeout_s)
-    _end(run, parents, timeout_s)
+    _end(run, [process for process in told if process.role == UP], timeout_s)
     _end(run, told, timeout_s)
     run.sweep()
     left = []

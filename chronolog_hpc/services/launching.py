@@ -67,11 +67,7 @@ def launch(wishes: Wishes, comm: MPI.Comm | None) -> int:
         InvalidArgumentError: what is asked for cannot be.
         ChronoLogError: a service does not start.
     """
-    if wishes.background:
-        if comm is not None and comm.size > 1:
-            raise InvalidArgumentError(
-                "--background is for one machine: put mpiexec or srun in the background"
-            )
+    if wishes.background and (comm is None or comm.size == 1):
         return _in_background(lambda ready: _run(wishes, None, ready))
     return _run(wishes, comm, lambda run: None)
 
@@ -173,12 +169,12 @@ def _roles(
 ) -> list[Role]:
     """Return what this rank looks after."""
     names: tuple[str, ...] = ()
+    if len(nodes) > 1 and (wishes.role is not None or wishes.background):
+        raise InvalidArgumentError(
+            f"--role and --background are for one process, and the launcher has started {len(nodes)}: leave them out; each "
+            "node has what it needs, and the launcher itself can be put into the background"
+        )
     if wishes.role is not None:
-        if len(nodes) > 1:
-            raise InvalidArgumentError(
-                f"--role is for one process, and the launcher has started {len(nodes)}: leave it out, and each node has "
-                "what it needs"
-            )
         names = (wishes.role,)
     elif nodes.index(nodes[rank]) == rank:
         names = (KEEPER,) if rank else ROLES

@@ -72,7 +72,8 @@ class Registration:
                     self._connection = None
                     connection.close()
             except ChronoLogError as error:
-                self._say(logging.WARNING, f"not registered with the visor at {self._visor}: {error}")
+                if not self._stopped.is_set():
+                    self._say(logging.WARNING, f"not registered with the visor at {self._visor}: {error}")
             self._stopped.wait(self._pause_s)
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
