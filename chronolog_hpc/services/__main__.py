@@ -13,6 +13,7 @@ from pathlib import Path
 
 from chronolog_hpc import streams
 from chronolog_hpc.services.lifeline import die_with
+from chronolog_hpc.services.memory import keep_buffers
 from chronolog_hpc.services.server import Server, Service
 from chronolog_hpc.services.visor import GRACE_S
 from py_chronolog_client.engine.connection import Address
@@ -20,7 +21,7 @@ from py_chronolog_client.errors import ChronoLogError, NotAuthorizedError
 from py_chronolog_client.tokens import read_tokens
 from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 
-ROLES = ("visor", "keeper")
+ROLES = ("visor", "keeper", "player")
 USAGE = 2
 
 
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.role != "visor" and args.visor is None:
         parser.error(f"a {args.role} needs --visor HOST:PORT")
     streams.prepare()
+    keep_buffers()
     logging.basicConfig(
         stream=sys.stderr, level=args.log_level, format=f"%(asctime)s {args.role} %(levelname)s %(message)s"
     )
@@ -52,10 +54,10 @@ def parse_address(text: str) -> Address:
     Raises:
         ArgumentTypeError: it means none.
     """
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    return Address(host.removeprefix("[").removesuffix("]"), int(port))
+    try:
+        return Address.of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 async def _serve(args: argparse.Namespace) -> None:
@@ -76,6 +78,10 @@ def _service(args: argparse.Namespace, identity: Identity) -> Service:
             from chronolog_hpc.services.visor import Visor
 
             return Visor(args.directory, args.grace)
+        case "player":
+            from chronolog_hpc.services.player import Player
+
+            return Player(args.node, args.visor, identity)
         case _:
             from chronolog_hpc.services.keeper import Keeper
 

@@ -1,4 +1,4 @@
-"""Questions about the events of a store, answered message by message.
+"""Questions about stories, answered message by message.
 
 Each answer is an iterator that does its work when it is asked for the next message. So whoever sends them decides how
 far it runs ahead, and what is not sent is not made.
@@ -6,14 +6,18 @@ far it runs ahead, and what is not sent is not made.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Executor
+from typing import Any, Protocol
 
 import msgpack
 
+from chronolog_hpc.services.session import Session
 from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport, Snapshot
-from py_chronolog_client.engine.embedded import EmbeddedEngine
 from py_chronolog_client.errors import InvalidArgumentError
+from py_chronolog_client.page import Page
 from py_chronolog_client.store.catalog import Catalog
 from py_chronolog_client.store.storylog import StoryLog
 from py_chronolog_client.wire import messages
@@ -25,21 +29,43 @@ Answer = tuple[Message, list[bytes | memoryview]]
 logger = logging.getLogger("chronolog_hpc.services")
 
 
-def described(engine: EmbeddedEngine, question: messages.ListClients) -> Iterator[Answer]:
+class Reader(Protocol):
+    """Who knows of stories: an engine, or all keepers together. What its methods do is said in `Engine`."""
+
+    def clients(self, chronicle: str, story: str) -> dict[int, dict[str, Any]]: ...
+
+    def scan(
+        self,
+        chronicle: str,
+        story: str,
+        start_ns: int,
+        end_ns: int,
+        *,
+        clients: Sequence[int] | None,
+        snapshot: Snapshot | None,
+        since: Snapshot | None,
+        timeout_s: float | None,
+        verify: bool,
+        aligned: bool,
+        report: ScanReport,
+    ) -> Iterator[Page]: ...
+
+
+def described(reader: Reader, question: messages.ListClients) -> Iterator[Answer]:
     """Answer what the clients of a story say of themselves."""
-    for client_id, description in engine.clients(question.chronicle, question.story).items():
+    for client_id, description in reader.clients(question.chronicle, question.story).items():
         yield messages.Description(client_id), [msgpack.packb(description)]
     yield messages.Done(), []
 
 
-def scanned(engine: EmbeddedEngine, question: messages.Scan) -> Iterator[Answer]:
+def scanned(reader: Reader, question: messages.Scan) -> Iterator[Answer]:
     """Answer a scan. The records of a page travel with it, so they are always checked before."""
     if not 0 <= question.start_ns <= MAX_TIME_NS or not 0 <= question.end_ns <= MAX_TIME_NS:
         raise InvalidArgumentError(
             f"no times lie between {question.start_ns} and {question.end_ns} ns: give 0 to 2**64 - 1"
         )
     report = ScanReport()
-    pages = engine.scan(
+    pages = reader.scan(
         question.chronicle,
         question.story,
         question.start_ns,
@@ -58,6 +84,19 @@ def scanned(engine: EmbeddedEngine, question: messages.Scan) -> Iterator[Answer]
     for damage in report.damages:
         yield messages.Damaged(damage.path, damage.offset, damage.reason), []
     yield messages.ScanEnd(report.missing, report.disbelieved, report.unseen), []
+
+
+async def send_all(session: Session, answers: Iterator[Answer], pool: Executor) -> None:
+    """Send what an iterator yields, which is made in a thread of `pool`, one message after another."""
+    loop = asyncio.get_running_loop()
+    try:
+        while (
+            session.is_open and (answer := await loop.run_in_executor(pool, next, answers, None)) is not None
+        ):
+            await session.send(*answer)
+    finally:
+        if isinstance(answers, Generator):
+            await loop.run_in_executor(pool, answers.close)
 
 
 class Follower:

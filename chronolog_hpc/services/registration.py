@@ -20,7 +20,7 @@ from py_chronolog_client.wire.failures import failure_of
 from py_chronolog_client.wire.handshake import Identity
 from py_chronolog_client.wire.messages import Message
 
-_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 0.5
 
 logger = logging.getLogger("chronolog_hpc.services")
 

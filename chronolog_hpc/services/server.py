@@ -30,8 +30,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import signal
+import socket
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
@@ -52,6 +54,8 @@ STOP_S = 10.0
 """So long what was begun may take when the server stops."""
 
 _BACKLOG = 1024
+_AT_ONCE = 16
+"""So many connections are accepted at a time: each takes a file before it can be refused."""
 
 logger = logging.getLogger("chronolog_hpc.services")
 
@@ -128,7 +132,10 @@ class Server:
         loop.set_exception_handler(_log_trouble)
         for number in (signal.SIGTERM, signal.SIGINT):  # who hears where it listens may tell it to stop
             loop.add_signal_handler(number, self.stop)
-        self._listener = await loop.create_server(lambda: Session(self), host, port, backlog=_BACKLOG)
+        self._listener = await loop.create_server(lambda: Session(self), host, port, backlog=_AT_ONCE)
+        for listening in self._listener.sockets:
+            with socket.socket(fileno=os.dup(listening.fileno())) as same:
+                same.listen(_BACKLOG)
         address = Address(*self._listener.sockets[0].getsockname()[:2])
         await self.service.started(address)
         return address

@@ -41,7 +41,7 @@ from py_chronolog_client.wire.messages import Message
 GRACE_S = 10.0
 """An acquisition outlives its connection by so long, and a visor's restart."""
 
-_PATIENCE_S = 2.0
+_PATIENCE_S = 1.5
 """So long somebody who needs a keeper waits for one that is known and away: restarting takes less."""
 _SETTLING_S = 5.0
 """So long after its start a visor waits for keepers that somebody wants to read from."""

@@ -38,6 +38,18 @@ class Address(NamedTuple):
     host: str
     port: int
 
+    @classmethod
+    def of(cls, text: str) -> Address:
+        """Return the address that HOST:PORT or [HOST]:PORT means.
+
+        Raises:
+            ValueError: it means none.
+        """
+        host, _, port = text.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise ValueError(f"{text!r} is not HOST:PORT")
+        return cls(host.removeprefix("[").removesuffix("]"), int(port))
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 

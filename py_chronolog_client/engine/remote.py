@@ -53,6 +53,8 @@ SPOOL_VARIABLE = "CHRONOLOG_SPOOL"
 LIMIT_VARIABLE = "CHRONOLOG_SPOOL_LIMIT"
 """Environment variable: how many bytes of a client's events wait in the spool before new ones are refused."""
 DEFAULT_LIMIT_BYTES = 4 * 2**30
+INTRODUCE_S = 2.0
+"""Acquiring a story waits so long for the keeper, so that readers find the client; later it is found later."""
 FLUSH_S = 60.0
 """A flush without a time-out, and a release, wait so long for a keeper."""
 
@@ -68,7 +70,7 @@ class RemoteEngine(Engine):
         visor: address of the ChronoVisor's portal.
     """
 
-    capabilities = Capabilities()
+    capabilities = Capabilities(survives_kill=False)  # in the spool it does, until the next client ships it
 
     def __init__(self, visor: Address, player: Address | None, identity: Identity) -> None:
         """Find the visor.
@@ -134,6 +136,8 @@ class RemoteEngine(Engine):
             shipment.error = ClosedError("nothing was logged")
             raise
         shipment.begin(spool.story_directory(chronicle, place))
+        self.shipper().wake()
+        wait_until(lambda: shipment.introduced or shipment.error is not None, INTRODUCE_S)
         return RemoteWriter(self, writer, shipment, options)
 
     def ship(

@@ -46,6 +46,7 @@ class Shipment:
         uid: of the story, once the visor has said it.
         address: of the keeper, likewise.
         outbox: what is to be sent, once there are files.
+        introduced: whether the keeper knows the client: from then on readers find it in the story.
         acknowledged: all events below this number are journalled by the keeper.
         error: why nothing can be shipped any more.
         done: whether everything is there, the client's goodbye too, and the story is given up.
@@ -68,7 +69,7 @@ class Shipment:
         self.client_id = client_id
         self.durable = durable
         self.adopted = adopted
-        self.is_orphan = self.is_idle = self.keeps_all = False
+        self.introduced = self.is_orphan = self.is_idle = self.keeps_all = False
         self.uid = 0
         self.address: Address | None = None
         self.outbox: Outbox | None = None
@@ -233,11 +234,13 @@ class Link:
             if shipment.outbox is not None:
                 shipment.outbox.rewind(message.sequence, has_client=not message.empty)
             shipment.acknowledged = max(shipment.acknowledged, message.sequence)
+            shipment.introduced = shipment.introduced or not message.empty
             self._ready.add(stream)
             self.failed = False
         elif isinstance(message, messages.Ack):
             self._in_flight_bytes -= shipment.in_flight.popleft() if shipment.in_flight else 0
             shipment.acknowledged = max(shipment.acknowledged, message.sequence)
+            shipment.introduced = True
             self._reclaim(shipment)
         elif isinstance(message, messages.Refused):
             self._give_up(stream, shipment, error_of(message))

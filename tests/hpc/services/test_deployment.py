@@ -17,7 +17,7 @@ from chronolog_hpc.services.configuration import Configuration, Log
 from chronolog_hpc.services.deployment import ROLES, plan
 from chronolog_hpc.services.rundir import KEEPER, PLAYER, VISOR, Process, RunDirectory
 from py_chronolog_client.engine.connection import Address
-from tests.hpc.services.deploying import FREE, Up, kill, up
+from tests.hpc.services.running import FREE, Up, kill, up
 from tests.store.holding import wait_until
 from tests.support import processes
 
