@@ -241,14 +241,16 @@ class _LogReader:
         self._part = b""
 
     def tell(self, name: str) -> None:
-        """Pass on the problems since the last time."""
+        """Pass on the problems since the last time; of very much only the end."""
         try:
             with open(self._path, "rb") as file:
-                file.seek(self._offset)
+                size = file.seek(0, os.SEEK_END)
+                begin = self._offset if self._offset <= size else 0  # somebody has made it shorter
+                file.seek(max(begin, size - _READ_BYTES))
                 data = file.read(_READ_BYTES)
+                self._offset = file.tell()
         except OSError:
             return  # it has been moved away
-        self._offset += len(data)
         *lines, self._part = (self._part + data).split(b"\n")
         for line in lines:
             text = line.decode("utf-8", "replace")

@@ -73,9 +73,7 @@ def launch(wishes: Wishes, comm: MPI.Comm | None) -> int:
 
 
 def _run(wishes: Wishes, comm: MPI.Comm | None, ready: Callable[[RunDirectory], None]) -> int:
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s chronolog up: %(message)s", force=True
-    )
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s chronolog up: %(message)s")
     with Team(comm) as team:
         node = str(owner.describe_process()["host"])
         nodes = team.allgather(node)
