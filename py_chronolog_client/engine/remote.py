@@ -9,6 +9,7 @@ Everything about the catalog is asked of the visor, everything about events of t
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import weakref
@@ -55,6 +56,8 @@ LIMIT_VARIABLE = "CHRONOLOG_SPOOL_LIMIT"
 DEFAULT_LIMIT_BYTES = 4 * 2**30
 INTRODUCE_S = 2.0
 """Acquiring a story waits so long for the keeper, so that readers find the client; later it is found later."""
+EXIT_S = 10.0
+"""The end of a program waits so long for what is not shipped yet."""
 FLUSH_S = 60.0
 """A flush without a time-out, and a release, wait so long for a keeper."""
 
@@ -228,6 +231,15 @@ class RemoteEngine(Engine):
         if self._spool is not None:
             self._spool.close()
 
+    def finish(self) -> None:
+        """Ship what is left at the end of the program, when all writers are closed."""
+        if self._shipper is not None:
+            self._shipper.wake()
+            left = [shipment for shipment in self._shipped if shipment.error is None]
+            if not wait_until(lambda: all(shipment.done for shipment in left), EXIT_S):
+                logger.warning("the program ends, and %s", _left_in(self.visor))
+            self.close()
+
     def after_fork_in_child(self) -> None:
         """Leave the parent's connections to the parent."""
         if self._shipper is not None:
@@ -308,12 +320,11 @@ class RemoteWriter(Writer):
         shipper.wake()
         if not wait_until(lambda: shipment.done, FLUSH_S) or shipment.error is not None:
             logger.warning(
-                "client %016x of story %r is closed, and %d of its events are still in the spool %s: 'chronolog drain' "
-                "ships them",
+                "client %016x of story %r is closed, and %s (%d of this client)",
                 self.client_id,
                 shipment.story,
+                _left_in(self._engine.visor),
                 self.statistics().backlog,
-                spool_directory(self._engine.visor),
             )
 
     @property
@@ -352,6 +363,13 @@ def spool_limit_bytes() -> int:
     return int(value)
 
 
+def _left_in(visor: Address) -> str:
+    return (
+        f"events are still in the spool {spool_directory(visor)}: the next client that writes to this deployment on this "
+        "machine ships them"
+    )
+
+
 def _player_at(address: Address, identity: Identity) -> Connection:
     try:
         return Connection(address, identity)
@@ -367,4 +385,10 @@ def _after_fork_in_child() -> None:
         engine.after_fork_in_child()
 
 
+def _at_exit() -> None:
+    for engine in list(_engines):
+        engine.finish()
+
+
 os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)  # runs behind the appenders', which is registered later

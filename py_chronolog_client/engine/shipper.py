@@ -188,17 +188,24 @@ class Shipper:
         """Release the story of a shipment that is over."""
         self._shipments.remove(shipment)
         self._take_off(shipment)
-        if self._visor is not None and shipment.said is self._visor:
-            release = messages.Release(shipment.chronicle, shipment.story, shipment.client_id)
-            try:
-                self._visor.ask(release, messages.Done, _ANSWER_S)
-            except NotConnectedError:
-                self._lose_visor()
-            except ChronoLogError as error:
-                logger.debug("the visor had given up client %016x before: %s", shipment.client_id, error)
+        if shipment.uid:
+            self._release(messages.Release(shipment.chronicle, shipment.story, shipment.client_id))
         if shipment.adopted and shipment.error is None and shipment.outbox is not None:
             shipment.outbox.remove()
         shipment.done = True
+
+    def _release(self, release: messages.Release) -> None:
+        """Give a story up; where the visor is away, it does so itself after a while."""
+        for _ in range(2):  # the connection may be one that a visor before has ended
+            try:
+                self._connected().ask(release, messages.Done, _ANSWER_S)
+            except NotConnectedError:
+                self._lose_visor()
+            except ChronoLogError as error:
+                logger.debug("client %016x had lost its story before: %s", release.client_id, error)
+                return
+            else:
+                return
 
     def _take_off(self, shipment: Shipment) -> None:
         for address, link in list(self._links.items()):

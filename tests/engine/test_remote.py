@@ -14,9 +14,9 @@ from tests.support.services import Deployment, deployed, eventually
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with pytest.MonkeyPatch.context() as environment:
-        with deployed(tmp_path_factory.mktemp("deployment") / "d", environment) as running:
-            yield running
+    directory = tmp_path_factory.mktemp("deployment") / "d"
+    with pytest.MonkeyPatch.context() as environment, deployed(directory, environment) as running:
+        yield running
 
 
 def destroy_everything(engine: Engine) -> None:

@@ -23,6 +23,8 @@ from tests.support import processes
 
 READY_S = 30.0
 USER = "ada"
+GRACE_S = 0.5
+"""Who was killed holds his stories for so long."""
 
 
 class Role:
@@ -94,7 +96,7 @@ class Deployment:
         self.identity = Identity(USER, new_secret())
         write_tokens(self.tokens, {SERVICE_NAME: new_secret(), USER: self.identity.secret})
         self.roles: list[Role] = []
-        self.visor = self.start("visor")
+        self.visor = self.start("visor", "--grace", GRACE_S)
         self.keepers = [self.start_keeper(number) for number in range(keepers)]
         self.player = self.keepers[0]
 
