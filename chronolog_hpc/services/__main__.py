@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         die_with(args.parent)
     if args.role != "visor" and args.visor is None:
         parser.error(f"a {args.role} needs --visor HOST:PORT")
+    if args.role != "player" and args.directory is None:
+        parser.error(f"a {args.role} needs --directory")
     streams.prepare()
     keep_buffers()
     logging.basicConfig(
@@ -92,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m chronolog_hpc.services", description="Run one service.")
     parser.add_argument("role", choices=ROLES)
     parser.add_argument(
-        "--directory", type=Path, required=True, help="of the service's store; made if missing"
+        "--directory", type=Path, help="of the store of a visor or keeper; made if missing"
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at, by which others reach it (%(default)s)"
