@@ -93,9 +93,7 @@ def _service(args: argparse.Namespace, identity: Identity) -> Service:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m chronolog_hpc.services", description="Run one service.")
     parser.add_argument("role", choices=ROLES)
-    parser.add_argument(
-        "--directory", type=Path, help="of the store of a visor or keeper; made if missing"
-    )
+    parser.add_argument("--directory", type=Path, help="of the store of a visor or keeper; made if missing")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at, by which others reach it (%(default)s)"
     )

@@ -2,8 +2,8 @@
 
 Under a launcher the first rank of each node has a `Deployment` of its own: on rank 0's node the visor, the player and
 a keeper, elsewhere a keeper. Where the visor listens travels over MPI; everything else is in the deployment's
-directory, which all nodes share. The other ranks sleep until the end. The end is a broadcast that rank 0 begins
-when its own services are to end; whoever gets a signal ends for himself.
+directory, which all nodes share. The other ranks sleep until the end. A rank that is told to end tells rank 0, and
+rank 0 all others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from chronolog_hpc import streams
 from chronolog_hpc.clientlib import ChronoLogError, InvalidArgumentError
-from chronolog_hpc.mpi import Team, wait
+from chronolog_hpc.mpi import Team, load_mpi, wait
 from chronolog_hpc.services.child import Role
 from chronolog_hpc.services.configuration import Configuration, read_configuration
 from chronolog_hpc.services.deployment import ROLES, Deployment, log_directory, plan
@@ -96,32 +96,49 @@ def _run(wishes: Wishes, comm: MPI.Comm | None, ready: Callable[[RunDirectory], 
             end = _End(team)
             deployment.watch(end.has_come, _TICK_S if team.size > 1 else _ALONE_TICK_S)
             end.announce()
-        end.wait()
+        end.conclude()
         return 1 if team.total(not deployment.ended_well) else 0
 
 
 class _End:
-    """The word of rank 0 that it is over."""
+    """How all ranks come to know that it is over: rank 0 says so, when it or any other was told to end."""
 
     def __init__(self, team: Team) -> None:
         self._team = team
         self._word = array("b", [0])
-        self._request: MPI.Request | None = None
+        self._told: MPI.Request | None = None
+        self._heard: MPI.Request | None = None
         if team.comm is not None and team.rank:
-            self._request = team.comm.Ibcast(self._word)
+            self._heard = team.comm.Ibcast(self._word)
 
     def has_come(self) -> bool:
-        return self._request is not None and self._request.Test()
+        """Tell whether this rank knows of another that it is over."""
+        if self._heard is not None:
+            return self._heard.Test()
+        return self._team.comm is not None and self._team.comm.Iprobe(load_mpi().ANY_SOURCE)
 
     def announce(self) -> None:
-        """Say it, on rank 0."""
-        if self._team.comm is not None and not self._team.rank:
-            self._request = self._team.comm.Ibcast(self._word)
+        """Say that it is over."""
+        if self._team.comm is None:
+            return
+        if not self._team.rank:
+            self._heard = self._team.comm.Ibcast(self._word)
+        elif not self.has_come():
+            self._told = self._team.comm.Isend(array("b", [0]), 0)
 
-    def wait(self) -> None:
-        """Wait until all ranks may know it."""
-        if self._request is not None:
-            wait(self._request)
+    def conclude(self) -> None:
+        """Wait until all ranks know it.
+
+        Collective: synchronises.
+        """
+        if self._heard is not None:
+            wait(self._heard)
+        told = self._team.total(self._told is not None)
+        if self._team.comm is not None and not self._team.rank:
+            for _ in range(told):
+                self._team.comm.Recv(array("b", [0]), load_mpi().ANY_SOURCE)
+        if self._told is not None:
+            wait(self._told)
 
 
 def _configuration(wishes: Wishes) -> Configuration:
