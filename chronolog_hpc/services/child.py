@@ -195,13 +195,18 @@ class Child:
             return
         self.address = self.address._replace(port=int(match["port"]))
         self.is_ready = True
-        before = self._published
-        self._published = Process.running(self.role.name, self._process.pid, self.address)
-        self._run.publish(self._published)
-        if before is not None:
-            if (before.role, before.pid) != (self._published.role, self._published.pid):
-                self._run.remove(before)
+        again = self._published is not None
+        self._publish(Process.running(self.role.name, self._process.pid, self.address))
+        if again:
             logger.info("the %s listens at %s again (pid %d)", self.role.name, self.address, self.pid)
+
+    def _publish(self, process: Process) -> None:
+        self.forget()
+        self._published = process
+        try:
+            self._run.publish(process)
+        except OSError as error:  # a full disk; the service is needed all the more
+            logger.warning("%s is not shown by 'chronolog status': %s", process, error)
 
     def _reap(self) -> None:
         assert self._process is not None
