@@ -4,8 +4,8 @@ Its store is a directory like any other. Blocks that arrive are checked and writ
 nor a large block stops the event loop; a session waits for its own block only. A durable stream is answered when a
 sync has brought the block to the device: all blocks of a client that arrive during one sync share the next.
 
-A page that is asked for is made when the one before it has gone to the kernel. So a reader that is slow, or never
-reads, costs the memory of one page and no thread.
+A part of an answer is made when the one before the last has gone to the kernel. So a reader that is slow, or never
+reads, costs the memory of two parts, and no thread.
 """
 
 from __future__ import annotations

@@ -17,12 +17,16 @@ import msgpack
 from chronolog_hpc.services.session import Session
 from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport, Snapshot
 from py_chronolog_client.errors import InvalidArgumentError
-from py_chronolog_client.page import Page
+from py_chronolog_client.page import MemoryPage, Page
 from py_chronolog_client.store.catalog import Catalog
 from py_chronolog_client.store.storylog import StoryLog
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.messages import Message, pack_marks, unpack_ids, unpack_marks
-from py_chronolog_client.wire.pages import pack_page
+from py_chronolog_client.wire.pages import MAX_PAGE_BYTES, pack_page
+
+_FIRST_EVENTS, _GROWTH = 256, 8
+_COLUMNS_BYTES = 48
+"""Of one event in an aligned page."""
 
 Answer = tuple[Message, list[bytes | memoryview]]
 
@@ -79,22 +83,29 @@ def scanned(reader: Reader, question: messages.Scan) -> Iterator[Answer]:
         report=report,
     )
     for page in pages:
-        if len(page):
-            yield from pack_page(page)
+        for part in _parts(page):
+            yield from pack_page(part)
     for damage in report.damages:
         yield messages.Damaged(damage.path, damage.offset, damage.reason), []
     yield messages.ScanEnd(report.missing, report.disbelieved, report.unseen), []
 
 
 async def send_all(session: Session, answers: Iterator[Answer], pool: Executor) -> None:
-    """Send what an iterator yields, which is made in a thread of `pool`, one message after another."""
+    """Send what an iterator yields; while one message goes, the next is made in a thread of `pool`."""
     loop = asyncio.get_running_loop()
+
+    def make() -> asyncio.Future[Answer | None]:
+        return loop.run_in_executor(pool, next, answers, None)
+
+    coming = make()
     try:
-        while (
-            session.is_open and (answer := await loop.run_in_executor(pool, next, answers, None)) is not None
-        ):
+        while (answer := await coming) is not None and session.is_open:
+            coming = make()
             await session.send(*answer)
     finally:
+        await asyncio.wait([coming])
+        if not coming.cancelled():
+            coming.exception()
         if isinstance(answers, Generator):
             await loop.run_in_executor(pool, answers.close)
 
@@ -125,8 +136,8 @@ class Follower:
     def _answer(self, cursor: Snapshot, marks: Snapshot) -> Iterator[Answer]:
         report = ScanReport()
         for page in self._log.pages(0, MAX_TIME_NS, cursor, marks, report, verify=True):
-            if len(page):
-                yield from pack_page(page)
+            for part in _parts(page):
+                yield from pack_page(part)
         self._say(report)
         yield messages.Marks(pack_marks({**cursor, **marks})), []
 
@@ -135,3 +146,18 @@ class Follower:
         for sentence in {*report.left_out(), *map(str, report.damages)} - self._said:
             self._said.add(sentence)
             logger.warning("following: %s", sentence)
+
+
+def _parts(page: Page) -> Iterator[Page]:
+    """Fetch the records of a page a few at a time: as many as those before let expect to fit a message."""
+    windows_ns = page.windows_ns()
+    start, step = 0, _FIRST_EVENTS
+    while start < len(page):
+        payload = page.payload(start, start + step)
+        cut = slice(start, start + len(payload))
+        aligned = None if page.aligned is None else page.aligned[cut]
+        columns = page.times[cut], page.client_ids[cut], page.sequences[cut]
+        yield MemoryPage(*columns, payload, windows_ns[cut], aligned)
+        start += len(payload)
+        part_bytes = len(payload) * _COLUMNS_BYTES + len(payload.data)
+        step = max(1, min(_GROWTH * step, len(payload) * MAX_PAGE_BYTES // part_bytes))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from py_chronolog_client.engine.connection import Address, Connection
+from py_chronolog_client.errors import NoKeepersError
 from py_chronolog_client.tokens import new_secret, write_tokens
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
@@ -193,6 +194,18 @@ def until(what: Callable[[], T], deadline_s: float = DEADLINE_S) -> T:
 def acquire(connection: Connection, client_id: int, story: str = STORY, host: str = "") -> messages.Acquired:
     request = messages.Acquire(CHRONICLE, story, {}, client_id, host)
     return connection.ask(request, messages.Acquired)
+
+
+def until_acquired(connection: Connection, client_id: int, story: str = STORY) -> messages.Acquired:
+    """Acquire as soon as there is a keeper."""
+
+    def attempt() -> messages.Acquired | None:
+        try:
+            return acquire(connection, client_id, story)
+        except NoKeepersError:
+            return None
+
+    return until(attempt)
 
 
 def open_stream(

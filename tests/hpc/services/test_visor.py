@@ -1,6 +1,10 @@
 """The visor over the wire: the catalog, who holds what, and what a restart must not change."""
 
+import contextlib
+import itertools
 import pathlib
+import random
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +17,7 @@ from py_chronolog_client.errors import (
     NoKeepersError,
     NotAcquiredError,
     NotAuthorizedError,
+    NotConnectedError,
     NotFoundError,
     ProtocolVersionError,
 )
@@ -29,9 +34,11 @@ from tests.hpc.services.deploying import (
     open_stream,
     ship,
     until,
+    until_acquired,
 )
 from tests.store import reading
 from tests.store.shipping import Client
+from tests.support.counts import soak
 
 pytestmark = pytest.mark.slow
 
@@ -87,18 +94,6 @@ def test_the_catalog(deployment: Deployment) -> None:
     do(visor, messages.DestroyStory(CHRONICLE, STORY))
     do(visor, messages.DestroyChronicle(CHRONICLE))
     assert names(visor, messages.ListChronicles()) == []
-
-
-def until_acquired(connection: Connection, client_id: int, story: str = STORY) -> messages.Acquired:
-    """Acquire as soon as there is a keeper."""
-
-    def attempt() -> messages.Acquired | None:
-        try:
-            return acquire(connection, client_id, story)
-        except NoKeepersError:
-            return None
-
-    return until(attempt)
 
 
 def test_long_lists_come_in_parts(deployment: Deployment) -> None:
@@ -262,3 +257,48 @@ def test_a_keeper_asked_with_another_uid_forgets_the_older_story(deployment: Dep
     for block in Client(2, 2, 3).blocks_from(0, has_client=False):
         ship(other, 1, block)
     assert reading.replay(deployment.store()).rows == Client(2, 2, 3).rows
+
+
+@pytest.mark.timeout(soak(60, 1800))
+def test_sigkill_at_random_moments_under_requests(tmp_path: pathlib.Path) -> None:
+    """What was answered holds in the next life, and what was not answered is there whole or not at all."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    numbers = random.Random(seed)
+    held: dict[str, set[int]] = {}
+    gone: set[str] = set()
+    with deployed(tmp_path / "d", "n0", grace_s=60) as deployment:
+        do(deployment.connect(deployment.visor), messages.CreateChronicle(CHRONICLE, {}))
+        for life in range(soak(3, 50)):
+            visor = deployment.connect(deployment.visor)
+            until_acquired(visor, 0, f"{life}")
+            held[f"{life}"] = {0}
+            timer = threading.Timer(numbers.random() * 0.5, deployment.visor.process.kill)
+            timer.start()
+            asked: tuple[str, int] | None = None
+            with contextlib.suppress(NotConnectedError):
+                for client_id in itertools.count(1):
+                    story = f"{life}.{client_id // 3}"
+                    asked = story, client_id
+                    acquire(visor, client_id, story)
+                    held.setdefault(story, set()).add(client_id)
+                    if numbers.random() < 0.3:
+                        held[story].discard(client_id)
+                        do(visor, messages.Release(CHRONICLE, story, client_id))
+                    if not held[story]:
+                        gone.add(story)
+                        del held[story]
+                        do(visor, messages.DestroyStory(CHRONICLE, story))
+                        gone.discard(story)
+            timer.join()
+            deployment.visor.kill()
+            deployment.start_visor()
+            visor = deployment.connect(deployment.visor)
+            there = set(names(visor, messages.ListStories(CHRONICLE)))
+            assert asked is not None
+            assert {story for story, clients in held.items() if clients} <= there
+            assert there <= {*held, *gone, asked[0]}
+            for story in numbers.sample(sorted(held), min(20, len(held))):
+                if held[story] and story != asked[0]:
+                    with pytest.raises(AcquiredError):
+                        do(visor, messages.DestroyStory(CHRONICLE, story))
