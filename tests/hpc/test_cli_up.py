@@ -27,7 +27,7 @@ from tests.support.counts import soak
 from tests.support.launch import Mpi
 from tests.support.requirements import require
 
-HEAVY = {"numpy", "mpi4py", "msgpack", "py_chronolog_client", "asyncio", "socket", "subprocess"}
+HEAVY = {"numpy", "mpi4py", "msgpack", "py_chronolog_client", "asyncio", "subprocess"}
 
 # A program as it is written for the compiled client: the addresses are in it, and nothing of this project.
 PROGRAM = """
