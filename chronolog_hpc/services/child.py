@@ -31,7 +31,7 @@ SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
 
 _READ_BYTES = 2**16
 _LEVELS = {"off": "CRITICAL"}
-_LOG_LINE = re.compile(rb"\S+ \S+ [a-z]+ (?P<level>[A-Z]+) ")
+_LOG_LINE = re.compile(r"\S+ \S+ [a-z]+ (?P<level>[A-Z]+) ")
 _LISTENING = re.compile(rb"\w+ listening on \S+:(?P<port>\d+)\n")
 
 logger = logging.getLogger("chronolog_hpc.deployment")
@@ -260,9 +260,9 @@ class _LogReader:
         for line in lines:
             text = line.decode("utf-8", "replace")
             self.last_line = text
-            match = _LOG_LINE.match(line)
-            if match is None or match["level"] not in (b"DEBUG", b"INFO"):
-                logger.warning("%s: %s", name, text)
+            match = _LOG_LINE.match(text)
+            if match is None or match["level"] not in {"DEBUG", "INFO"}:
+                logger.warning("%s: %s", name, text if match is None else text[match.start("level") :])
 
 
 def _environment() -> dict[str, str]:
