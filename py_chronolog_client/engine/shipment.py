@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from py_chronolog_client.engine.connection import Address, Connection, readable
-from py_chronolog_client.errors import ChronoLogError, DamageError, NotConnectedError
+from py_chronolog_client.errors import ChronoLogError, DamageError, ErrorCode, NotConnectedError
 from py_chronolog_client.store.outbox import Outbox
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.failures import error_of
@@ -148,7 +148,7 @@ class Link:
         if time.monotonic() < self._retry_at_s:
             return False
         try:
-            connection = Connection(self.address, self._identity, _CONNECT_S)
+            connection = Connection(self.address, self._identity, "keeper", _CONNECT_S)
         except ChronoLogError as error:
             self._lost(error)
             return False
@@ -246,7 +246,10 @@ class Link:
             shipment.introduced = True
             self._reclaim(shipment)
         elif isinstance(message, messages.Refused):
-            self._give_up(stream, shipment, error_of(message))
+            error = error_of(message)
+            if error.code == ErrorCode.CL_ERR_UNKNOWN:  # its disk is full, say: it is asked again
+                raise NotConnectedError(str(error))
+            self._give_up(stream, shipment, error)
 
     def _reclaim(self, shipment: Shipment) -> None:
         assert shipment.outbox is not None
