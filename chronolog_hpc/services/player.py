@@ -65,9 +65,11 @@ class Player(Service):
         register = messages.Register(self.role, self._node, *address)
         self._registration = Registration(self._visor, self._identity, register)
 
-    async def stopped(self) -> None:
+    async def stopping(self) -> None:
         self._registration.stop()
         self._keepers.close()
+
+    async def stopped(self) -> None:
         self._readers.shutdown(cancel_futures=True)
 
     async def answer(self, session: Session, message: Message, body: Body) -> None:
