@@ -18,7 +18,7 @@ from itertools import chain
 from typing import TypeVar
 
 from chronolog_hpc.services.keepers import Keepers, News
-from chronolog_hpc.services.questions import Answer, described, scanned, send_all
+from chronolog_hpc.services.questions import Answer, described, packed, scanned, send_all
 from chronolog_hpc.services.registration import Registration
 from chronolog_hpc.services.server import Service
 from chronolog_hpc.services.session import Body, Session
@@ -28,7 +28,6 @@ from py_chronolog_client.engine.merged import merge_snapshots
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.handshake import Identity
 from py_chronolog_client.wire.messages import Message, pack_marks, unpack_marks
-from py_chronolog_client.wire.pages import pack_page
 
 _READERS = 64
 _BELL_S = 10.0
@@ -130,6 +129,5 @@ class Player(Service):
 def _told(news: News, cursor: Snapshot) -> Iterator[Answer]:
     """Answer a follower."""
     assert news.first is not None
-    for page in chain([news.first], news.pages):
-        yield from pack_page(page)
+    yield from packed(chain([news.first], news.pages))
     yield messages.Marks(pack_marks({**cursor, **merge_snapshots(news.marks)})), []

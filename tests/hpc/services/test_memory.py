@@ -1,39 +1,42 @@
-"""What a service frees stays with it for the next page, whichever thread makes that."""
+"""What a service frees stays with it for the next page: a replay like the one before needs nothing from the kernel."""
 
-import sys
+import pathlib
+import resource
 
-from tests.support import processes
+import pytest
 
-BUFFERS, BUFFER_BYTES = 8, 8 * 2**20
+from py_chronolog_client.clock import SystemClock
+from py_chronolog_client.engine.base import WriterOptions
+from tests.support.services import Role, deployed
 
-PROGRAM = f"""
-import pathlib, re, sys, threading
-from chronolog_hpc.services.memory import keep_buffers
+pytestmark = pytest.mark.slow
 
-if sys.argv[1] == "kept":
-    keep_buffers()
-
-
-def use():
-    buffers = [b"x" * {BUFFER_BYTES} for _ in range({BUFFERS})]
+EVENTS, RECORD_BYTES = 200_000, 128
 
 
-for _ in range(4):
-    thread = threading.Thread(target=use)
-    thread.start()
-    thread.join()
-status = pathlib.Path("/proc/self/status").read_text()
-print(1024 * int(re.search(r"VmRSS:\\s+(\\d+) kB", status)[1]))
-"""
-"""Prints what the process has in memory after it has freed everything."""
+def fetched_bytes(role: Role) -> int:
+    """Return how much memory the kernel has given to a process so far."""
+    fields = pathlib.Path(f"/proc/{role.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[7]) * resource.getpagesize()
 
 
-def resident_bytes(how: str) -> int:
-    done = processes.run([sys.executable, "-c", PROGRAM, how], timeout=60)
-    assert done.returncode == 0, processes.describe(done)
-    return int(done.stdout)
-
-
-def test_what_was_freed_is_kept_once() -> None:
-    kept_bytes = resident_bytes("kept") - resident_bytes("by default")
-    assert BUFFERS * BUFFER_BYTES / 2 < kept_bytes < 2 * BUFFERS * BUFFER_BYTES
+def test_a_replay_takes_the_buffers_of_the_one_before(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with deployed(tmp_path / "d", monkeypatch) as deployment:
+        engine = deployment.engine()
+        engine.create_chronicle("c", {})
+        writer = engine.open_writer("c", "s", {}, WriterOptions(1, SystemClock()))
+        for _ in range(EVENTS // 1000):
+            writer.log_events([b"x" * RECORD_BYTES] * 1000)
+        writer.close()
+        roles = [deployment.player, *deployment.keepers]
+        needed = []
+        for _ in range(6):
+            before = [fetched_bytes(role) for role in roles if role is not None]
+            assert sum(map(len, engine.scan("c", "s"))) == EVENTS
+            after = [fetched_bytes(role) for role in roles if role is not None]
+            needed.append([end - start for start, end in zip(before, after, strict=True)])
+        engine.close()
+    for least in map(min, zip(*needed, strict=True)):
+        assert least < EVENTS * RECORD_BYTES / 16
