@@ -104,6 +104,7 @@ from py_chronolog_client.errors import (  # noqa: E402
 from py_chronolog_client.store.root import store_path  # noqa: E402
 
 if TYPE_CHECKING:
+    from py_chronolog_client.engine.draining import drain
     from py_chronolog_client.order import around, story_order
     from py_chronolog_client.page import U64, MemoryPage, Page, Payload
     from py_chronolog_client.store.catalog import Catalog
@@ -150,6 +151,7 @@ __all__ = [
     "check",
     "check_is_ours",
     "correct",
+    "drain",
     "offset_to_utc",
     "open_client",
     "release",
@@ -170,6 +172,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module("py_chronolog_client.order"), name)
     if name == "correct":
         return importlib.import_module("py_chronolog_client.timeline").correct
+    if name == "drain":
+        return importlib.import_module("py_chronolog_client.engine.draining").drain
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

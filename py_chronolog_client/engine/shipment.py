@@ -51,6 +51,9 @@ class Shipment:
         error: why nothing can be shipped any more.
         done: whether everything is there, the client's goodbye too, and the story is given up.
         said: the connection to the visor over which the story was acquired last.
+        retry_at_s: before that the visor is not asked again, by time.monotonic().
+        over_at_s: when it was first found to be over; 0.0 before.
+        in_flight: sizes of the blocks that were sent and not acknowledged.
     """
 
     def __init__(
@@ -77,7 +80,7 @@ class Shipment:
         self.error: ChronoLogError | None = None
         self.done = False
         self.said: Connection | None = None
-        self.retry_at_s = 0.0
+        self.retry_at_s = self.over_at_s = 0.0
         self.in_flight: deque[int] = deque()
 
     def begin(self, directory: Path) -> None:
