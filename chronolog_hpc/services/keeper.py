@@ -174,7 +174,7 @@ class Keeper(Service):
             sequence = entry.intake.sequence
             if message.durable:
                 sequence = await self._write(entry.intake.sync)
-        except OSError as error:
+        except (ChronoLogError, OSError) as error:
             await self._refuse(stream, error)
             return
         await session.send(messages.Opened(message.stream, sequence, entry.intake.is_empty))
@@ -227,7 +227,7 @@ class Keeper(Service):
             entry.waiting.clear()
             try:
                 await self._write(entry.intake.sync)
-            except OSError as error:
+            except (ChronoLogError, OSError) as error:
                 for stream, _ in shared:
                     await self._refuse(stream, error)
                 continue

@@ -89,7 +89,10 @@ def scanned(reader: Reader, question: messages.Scan) -> Iterator[Answer]:
 
 
 async def send_all(session: Session, answers: Iterator[Answer], pool: Executor) -> None:
-    """Send what an iterator yields; while one message goes, the next is made in a thread of `pool`."""
+    """Send what an iterator yields; while one message goes, the next is made in a thread of `pool`.
+
+    What was begun is sent to its end also when the server stops, as far as its patience reaches.
+    """
     loop = asyncio.get_running_loop()
 
     def make() -> asyncio.Future[Answer | None]:
@@ -97,7 +100,7 @@ async def send_all(session: Session, answers: Iterator[Answer], pool: Executor) 
 
     coming = make()
     try:
-        while (answer := await coming) is not None and session.is_open:
+        while (answer := await coming) is not None:
             coming = make()
             await session.send(*answer)
     finally:

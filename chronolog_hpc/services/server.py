@@ -54,8 +54,8 @@ STOP_S = 10.0
 """So long what was begun may take when the server stops."""
 
 _BACKLOG = 1024
-_AT_ONCE = 16
-"""So many connections are accepted at a time: each takes a file before it can be refused."""
+_AT_ONCE = 4
+"""So many connections are accepted at a time: each takes a file for some turns of the loop, also where it is refused."""
 
 logger = logging.getLogger("chronolog_hpc.services")
 

@@ -352,7 +352,7 @@ def test_sigkill_at_a_random_moment(store: pathlib.Path) -> None:
     print(f"seed {seed}")
     client = Client(CLIENT, seed, MANY)
     take(store).close()
-    for _ in range(soak(8, 400)):
+    for _ in range(soak(5, 400)):
         reader, writer = os.pipe()
         argv = [sys.executable, taken.__file__, str(store), str(seed), str(writer)]
         with subprocess.Popen(argv, env=processes.child_environment(), pass_fds=[writer]) as process:

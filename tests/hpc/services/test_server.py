@@ -156,7 +156,7 @@ def test_every_file_is_in_use(tmp_path: pathlib.Path, sockets: list[socket.socke
     tokens = tmp_path / "tokens"
     secret = new_secret()
     write_tokens(tokens, {"service": secret, ALICE: secret})
-    limit = ("prlimit", "--nofile=64:64")
+    limit = ("prlimit", "--nofile=96:96")
     visor = ServiceProcess("visor", "--tokens", tokens, "--directory", tmp_path / "v", prefix=limit)
     try:
         known = Connection(visor.address, Identity(ALICE, secret))

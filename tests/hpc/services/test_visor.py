@@ -1,6 +1,11 @@
 """The visor over the wire: the catalog, who holds what, and what a restart must not change."""
 
+import contextlib
+import itertools
 import pathlib
+import random
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +18,7 @@ from py_chronolog_client.errors import (
     NoKeepersError,
     NotAcquiredError,
     NotAuthorizedError,
+    NotConnectedError,
     NotFoundError,
     ProtocolVersionError,
 )
@@ -22,6 +28,7 @@ from py_chronolog_client.wire.messages import Message
 from tests.hpc.services.deploying import (
     BOB,
     CHRONICLE,
+    DEADLINE_S,
     STORY,
     Deployment,
     acquire,
@@ -33,6 +40,7 @@ from tests.hpc.services.deploying import (
 )
 from tests.store import reading
 from tests.store.shipping import Client
+from tests.support.counts import soak
 
 pytestmark = pytest.mark.slow
 
@@ -229,6 +237,48 @@ def test_keepers_forget_what_is_destroyed(tmp_path: pathlib.Path, away: bool) ->
         until_acquired(visor, 1, "kept")
 
 
+def test_what_a_keeper_cannot_forget_now_it_is_told_again(tmp_path: pathlib.Path) -> None:
+    """Each time it registers, one thing after the other, until it has said that it is done."""
+    with deployed(tmp_path / "d") as deployment:
+
+        def register() -> Connection:
+            keeper = deployment.connect(deployment.visor, SERVICE_NAME)
+            keeper.send(messages.Register("keeper", "n9", "127.0.0.1", 9))
+            return keeper
+
+        def hear(keeper: Connection, answer: Message | None = None) -> Message:
+            said, _ = keeper.receive(time.monotonic() + DEADLINE_S)
+            if answer is not None:
+                keeper.send(answer)
+            return said
+
+        keeper, visor = register(), deployment.connect(deployment.visor)
+        assert hear(keeper) == messages.Done()
+        do(visor, messages.CreateChronicle(CHRONICLE, {}))
+        drops = []
+        for story in ("a", "b"):
+            uid = acquire(visor, 1, story).uid
+            drops.append(messages.Drop(CHRONICLE, story, uid))
+            do(visor, messages.Release(CHRONICLE, story, 1))
+        visor.send(messages.DestroyStory(CHRONICLE, "a"))
+        assert hear(keeper, messages.Failure(-1, "the disk is on fire")) == drops[0]
+        assert hear(visor) == messages.Done()
+        keeper.close()
+        until(lambda: "the keeper of n9 at" in deployment.visor.log)
+        do(visor, messages.DestroyStory(CHRONICLE, "b"))
+        keeper = register()
+        assert hear(keeper, messages.Failure(-1, "still")) == drops[0]
+        assert hear(keeper, messages.Done()) == drops[1]
+        assert hear(keeper) == messages.Done()
+        deployment.visor.kill()
+        deployment.start_visor()
+        keeper = register()
+        assert hear(keeper, messages.Done()) == drops[0]
+        assert hear(keeper) == messages.Done()
+        keeper.close()
+        assert hear(register()) == messages.Done()
+
+
 def test_a_keeper_asked_with_another_uid_forgets_the_older_story(deployment: Deployment) -> None:
     visor, keeper = deployment.connect(deployment.visor), deployment.running[1]
     do(visor, messages.CreateChronicle(CHRONICLE, {}))
@@ -251,3 +301,50 @@ def test_a_keeper_asked_with_another_uid_forgets_the_older_story(deployment: Dep
     for block in Client(2, 2, 3).blocks_from(0, has_client=False):
         ship(other, 1, block)
     assert reading.replay(deployment.store()).rows == Client(2, 2, 3).rows
+
+
+@pytest.mark.timeout(soak(60, 1800))
+def test_sigkill_at_random_moments_under_requests(tmp_path: pathlib.Path) -> None:
+    """What was answered holds in the next life, and what was not answered is there whole or not at all."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    numbers = random.Random(seed)
+    held: dict[str, set[int]] = {}
+    gone: set[str] = set()
+    """stories that may be there or not: nobody was told"""
+    with deployed(tmp_path / "d", "n0", grace_s=60) as deployment:
+        do(deployment.connect(deployment.visor), messages.CreateChronicle(CHRONICLE, {}))
+        for life in range(soak(3, 50)):
+            visor = deployment.connect(deployment.visor)
+            until_acquired(visor, 0, f"{life}")
+            held[f"{life}"] = {0}
+            timer = threading.Timer(numbers.random() * 0.5, deployment.visor.process.kill)
+            timer.start()
+            asked: tuple[str, int] | None = None
+            with contextlib.suppress(NotConnectedError):
+                for client_id in itertools.count(1):
+                    story = f"{life}.{client_id // 3}"
+                    asked = story, client_id
+                    acquire(visor, client_id, story)
+                    held.setdefault(story, set()).add(client_id)
+                    if numbers.random() < 0.3:
+                        held[story].discard(client_id)
+                        do(visor, messages.Release(CHRONICLE, story, client_id))
+                    if not held[story]:
+                        gone.add(story)
+                        del held[story]
+                        do(visor, messages.DestroyStory(CHRONICLE, story))
+                        gone.discard(story)
+            timer.join()
+            deployment.visor.kill()
+            deployment.start_visor()
+            visor = deployment.connect(deployment.visor)
+            there = set(names(visor, messages.ListStories(CHRONICLE)))
+            assert asked is not None
+            gone.add(asked[0])
+            assert {story for story, clients in held.items() if clients} <= there
+            assert there <= {*held, *gone}
+            for story in numbers.sample(sorted(held), min(20, len(held))):
+                if held[story] and story != asked[0]:
+                    with pytest.raises(AcquiredError):
+                        do(visor, messages.DestroyStory(CHRONICLE, story))
