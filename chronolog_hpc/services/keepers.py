@@ -39,6 +39,12 @@ class News(NamedTuple):
     """The next cursor of each keeper, when all pages are taken."""
     away: NotConnectedError | ReplayTimeoutError | None
     """Why not everybody could be asked."""
+    silent: set[Address]
+    """Keepers that are away, or have never heard of the story."""
+
+    def next_cursor(self, cursor: Snapshot) -> dict[int, int]:
+        """Return the cursor behind all pages, when they are taken."""
+        return {**cursor, **merge_snapshots(self.marks)}
 
 
 class Keepers:
@@ -106,12 +112,16 @@ class Keepers:
         pages = _merged(
             [_noting(keeper.follow(cursor, m), away) for keeper, m in zip(keepers, marks, strict=True)]
         )
-        return News(next(pages, None), pages, marks, away[0] if away else None)
+        first = next(pages, None)
+        silent = {keeper.address for keeper in keepers if keeper.is_silent}
+        return News(first, pages, marks, away[0] if away else None, silent)
 
-    def bells(self, chronicle: str, story: str, cursor: Snapshot, timeout_s: float) -> list[Connection]:
+    def bells(
+        self, chronicle: str, story: str, cursor: Snapshot, timeout_s: float, silent: set[Address]
+    ) -> list[Connection]:
         """Return connections one of which becomes readable when there is something behind a cursor, or the time is over.
 
-        A keeper that is away has none. The caller closes them.
+        A keeper that is `silent` or away has none. The caller closes them.
         """
         question = messages.Follow(
             chronicle, story, messages.pack_marks(cursor), max(1, round(1000 * timeout_s))
@@ -120,6 +130,8 @@ class Keepers:
             bells = []
             with suppress(NotConnectedError):
                 for keeper in self._located(chronicle, story):
+                    if keeper.address in silent:
+                        continue
                     with suppress(NotConnectedError):
                         bells.append(stack.enter_context(closing(self._connect(keeper.address))))
                         bells[-1].send(question)
@@ -169,6 +181,7 @@ class _Keeper:
 
     Attributes:
         address: where it listens; port 0 if it is away, and its node is all that is known.
+        is_silent: whether it turned out to be away, or never to have heard of the story.
     """
 
     def __init__(
@@ -193,6 +206,7 @@ class _Keeper:
         self._story = story
         self._is_current = is_current
         self._deadline_s = deadline_s
+        self.is_silent = False
 
     def snapshot(self) -> Snapshot:
         try:
@@ -234,6 +248,7 @@ class _Keeper:
             NotConnectedError: the keeper is away, or does not speak the protocol.
             ReplayTimeoutError: that took until the deadline.
         """
+        self.is_silent = True
         if isinstance(error, NotFoundError):
             if not self._is_current():
                 raise error

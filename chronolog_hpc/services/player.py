@@ -18,23 +18,21 @@ from itertools import chain
 from typing import TypeVar
 
 from chronolog_hpc.services.keepers import Keepers, News
-from chronolog_hpc.services.questions import Answer, described, scanned, send_all
+from chronolog_hpc.services.questions import Answer, described, packed, scanned, send_all
 from chronolog_hpc.services.registration import Registration
 from chronolog_hpc.services.server import Service
 from chronolog_hpc.services.session import Body, Session
 from py_chronolog_client.engine.base import Snapshot
 from py_chronolog_client.engine.connection import Address
-from py_chronolog_client.engine.merged import merge_snapshots
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.handshake import Identity
 from py_chronolog_client.wire.messages import Message, pack_marks, unpack_marks
-from py_chronolog_client.wire.pages import pack_page
 
 _READERS = 64
-_BELL_S = 10.0
+BELL_S = 10.0
 """So long questions hang at keepers; then they are asked again, and keepers that are new too."""
 _AWAY_S = 0.2
-"""So often a keeper that is away is looked for."""
+"""So often a keeper that is away, or has never heard of the story, is asked again."""
 _LOOK_S = 1.0
 """So often a follower to whom nothing happens is looked at: he may be gone."""
 
@@ -65,9 +63,11 @@ class Player(Service):
         register = messages.Register(self.role, self._node, *address)
         self._registration = Registration(self._visor, self._identity, register)
 
-    async def stopped(self) -> None:
+    async def stopping(self) -> None:
         self._registration.stop()
         self._keepers.close()
+
+    async def stopped(self) -> None:
         self._readers.shutdown(cancel_futures=True)
 
     async def answer(self, session: Session, message: Message, body: Body) -> None:
@@ -91,7 +91,7 @@ class Player(Service):
         while True:
             news = await self._read(lambda: self._keepers.news(question.chronicle, question.story, cursor))
             try:
-                if news.first is not None:
+                if news.first is not None or news.next_cursor(cursor) != cursor:
                     await send_all(session, _told(news, cursor), self._readers)
                     return
             finally:
@@ -99,17 +99,22 @@ class Player(Service):
             left_s = deadline_s - self._loop.time()
             if left_s <= 0 or not session.is_open:
                 break
-            await self._wait(session, question, min(left_s, _BELL_S if news.away is None else _AWAY_S))
+            somebody_is_silent = news.away is not None or news.silent
+            await self._wait(
+                session, question, min(left_s, _AWAY_S if somebody_is_silent else BELL_S), news.silent
+            )
         if news.away is not None:
             raise news.away
         await session.send(messages.Marks(question.cursor))
 
-    async def _wait(self, session: Session, question: messages.Follow, timeout_s: float) -> None:
+    async def _wait(
+        self, session: Session, question: messages.Follow, timeout_s: float, silent: set[Address]
+    ) -> None:
         """Wait until a keeper has something new; a follower to whom nothing happens costs no thread."""
         story, cursor = (question.chronicle, question.story), unpack_marks(question.cursor)
         deadline_s = self._loop.time() + timeout_s
         rung = asyncio.Event()
-        bells = await self._read(lambda: self._keepers.bells(*story, cursor, timeout_s))
+        bells = await self._read(lambda: self._keepers.bells(*story, cursor, timeout_s, silent))
         try:
             for bell in bells:
                 self._loop.add_reader(bell.fileno(), rung.set)
@@ -127,7 +132,6 @@ class Player(Service):
 
 def _told(news: News, cursor: Snapshot) -> Iterator[Answer]:
     """Answer a follower."""
-    assert news.first is not None
-    for page in chain([news.first], news.pages):
-        yield from pack_page(page)
-    yield messages.Marks(pack_marks({**cursor, **merge_snapshots(news.marks)})), []
+    if news.first is not None:
+        yield from packed(chain([news.first], news.pages))
+    yield messages.Marks(pack_marks(news.next_cursor(cursor))), []

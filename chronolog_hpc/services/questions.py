@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any, Protocol
 
@@ -82,9 +82,7 @@ def scanned(reader: Reader, question: messages.Scan) -> Iterator[Answer]:
         aligned=question.aligned,
         report=report,
     )
-    for page in pages:
-        for part in _parts(page):
-            yield from pack_page(part)
+    yield from packed(pages)
     for damage in report.damages:
         yield messages.Damaged(damage.path, damage.offset, damage.reason), []
     yield messages.ScanEnd(report.missing, report.disbelieved, report.unseen), []
@@ -138,9 +136,7 @@ class Follower:
 
     def _answer(self, cursor: Snapshot, marks: Snapshot) -> Iterator[Answer]:
         report = ScanReport()
-        for page in self._log.pages(0, MAX_TIME_NS, cursor, marks, report, verify=True):
-            for part in _parts(page):
-                yield from pack_page(part)
+        yield from packed(self._log.pages(0, MAX_TIME_NS, cursor, marks, report, verify=True))
         self._say(report)
         yield messages.Marks(pack_marks({**cursor, **marks})), []
 
@@ -151,16 +147,22 @@ class Follower:
             logger.warning("following: %s", sentence)
 
 
-def _parts(page: Page) -> Iterator[Page]:
-    """Fetch the records of a page a few at a time: as many as those before let expect to fit a message."""
-    windows_ns = page.windows_ns()
-    start, step = 0, _FIRST_EVENTS
-    while start < len(page):
-        payload = page.payload(start, start + step)
-        cut = slice(start, start + len(payload))
-        aligned = None if page.aligned is None else page.aligned[cut]
-        columns = page.times[cut], page.client_ids[cut], page.sequences[cut]
-        yield MemoryPage(*columns, payload, windows_ns[cut], aligned)
-        start += len(payload)
-        part_bytes = len(payload) * _COLUMNS_BYTES + len(payload.data)
-        step = max(1, min(_GROWTH * step, len(payload) * MAX_PAGE_BYTES // part_bytes))
+def packed(pages: Iterable[Page]) -> Iterator[Answer]:
+    """Yield the messages that carry pages.
+
+    Records are fetched a few at a time: as many as those before let expect to fit a message.
+    """
+    step = _FIRST_EVENTS
+    for page in pages:
+        windows_ns = page.windows_ns()
+        start = 0
+        while start < len(page):
+            payload = page.payload(start, start + step)
+            cut = slice(start, start + len(payload))
+            aligned = None if page.aligned is None else page.aligned[cut]
+            columns = page.times[cut], page.client_ids[cut], page.sequences[cut]
+            yield from pack_page(MemoryPage(*columns, payload, windows_ns[cut], aligned))
+            start += len(payload)
+            part_bytes = len(payload) * _COLUMNS_BYTES + len(payload.data)
+            fitting = len(payload) * MAX_PAGE_BYTES // part_bytes
+            step = max(1, min(_GROWTH * step, fitting))

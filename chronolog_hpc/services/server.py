@@ -81,6 +81,9 @@ class Service(ABC):
     async def ended(self, session: Session) -> None:  # noqa: B027  most roles remember nothing of a session
         """Forget a session from which no more requests will come; answers that are due may still be sent."""
 
+    async def stopping(self) -> None:  # noqa: B027  most roles wait for nobody
+        """Let go of whoever is waited for; sessions take no more requests."""
+
     async def stopped(self) -> None:  # noqa: B027  most roles have nothing to finish
         """Finish what goes on beside the requests; all sessions have ended."""
 
@@ -146,6 +149,7 @@ class Server:
         self._listener.close()
         for session in list(self._sessions):
             session.close()
+        await self.service.stopping()
         tasks = [session.task for session in self._sessions if session.task is not None]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=STOP_S)

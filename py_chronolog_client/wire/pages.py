@@ -18,7 +18,7 @@ from py_chronolog_client.errors import ProtocolError
 from py_chronolog_client.page import U64, MemoryPage, Page, Payload
 from py_chronolog_client.wire import messages
 
-MAX_PAGE_BYTES = 2 * 2**20
+MAX_PAGE_BYTES = 4 * 2**20
 """A page is cut before its body takes more, but holds at least one event."""
 
 _COLUMNS = 5
