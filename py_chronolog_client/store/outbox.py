@@ -174,19 +174,15 @@ class Outbox:
         return str(self.directory / f"{self.client_id:016x}{f'.{number}' if number else ''}.log")
 
     def _is_wanted(self, header: BlockHeader, block: bytes) -> bool:
-        """Tell whether a record is sent: the first of all once, later ones unless events behind them are there already."""
-        is_first = self._number == 0 and self._offset == header.block_bytes
-        if is_first:
+        """Tell whether a record is sent: the first of all once, the others always, as a keeper knows them by content."""
+        if self._number == 0 and self._offset == header.block_bytes:
             if self._has_client:
                 return False
             self._has_client, self.sequence = True, header.first_sequence
             return True
-        if header.first_sequence < self.sequence:
-            return False
         kind = decode_map(block[HEADER_BYTES : HEADER_BYTES + header.payload_bytes]).get("type")
         self.ended = kind == "close"
-        repeats = kind == "client" and self._offset == header.block_bytes
-        return not repeats
+        return True
 
     def _rest(self, header: BlockHeader, block: bytes) -> Pieces:
         """Return the events of a block from `sequence` on, as a block."""
