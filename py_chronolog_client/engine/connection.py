@@ -24,6 +24,8 @@ from py_chronolog_client.wire.messages import Failure, M, Message, expect
 
 CONNECT_S = 5.0
 """A service that does not answer a greeting for so long is not there."""
+SEND_S = 10.0
+"""A peer that takes nothing for so long is gone."""
 ANSWER_S = 30.0
 """So long a request may take that names no time-out of its own."""
 
@@ -124,6 +126,7 @@ class Connection:
         head = frame_bytes(messages.encode(message), sum(view.nbytes for view in views))
         left = [memoryview(head), *views]
         try:
+            self._socket.settimeout(SEND_S)
             while left:
                 sent = self._socket.sendmsg(left)
                 while left and sent >= left[0].nbytes:

@@ -2,7 +2,9 @@
 
 import pathlib
 import random
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -265,3 +267,34 @@ def test_what_a_clock_has_learned_is_shipped_although_events_behind_it_were_ship
             file.write(record)
         assert drain(outbox, receiver) == 1
         assert receiver.kinds[-1] == "clock"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("round_number", range(soak(2, 50)))
+def test_blocks_that_are_being_written_are_waited_for(tmp_path: pathlib.Path, round_number: int) -> None:
+    """A block is not whole, a moment later there is one behind it: the first was not skipped."""
+    count = 20_000
+    code = f"""
+        from tests.store.writing import acquire, connect, small_tails
+        small_tails()
+        with connect({str(tmp_path / "store")!r}, client_id={CLIENT_ID}) as client:
+            log = acquire(client).log_event
+            print("begun", flush=True)
+            for number in range({count}):
+                log(str(number))
+    """
+    receiver = Receiver()
+    with subprocess.Popen(
+        [sys.executable, "-B", *python_argv("-c", code)],
+        env=processes.child_environment(),
+        stdout=subprocess.PIPE,
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"begun\n"
+        outbox = Outbox(story_directory(tmp_path / "store"), CLIENT_ID)
+        deadline = time.monotonic() + 60
+        while not outbox.ended:
+            drain(outbox, receiver)
+            assert time.monotonic() < deadline
+    assert writer.returncode == 0
+    assert receiver.sequence == count
