@@ -21,7 +21,7 @@ from py_chronolog_client.engine.connection import Address, Connection, readable
 from py_chronolog_client.engine.embedded import EmbeddedEngine
 from py_chronolog_client.engine.orphans import Orphan, claim, is_dead, orphans
 from py_chronolog_client.engine.shipment import RETRY_S, Link, Shipment
-from py_chronolog_client.errors import ChronoLogError, NoKeepersError, NotConnectedError, NotFoundError
+from py_chronolog_client.errors import ChronoLogError, NoKeepersError, NotConnectedError
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.handshake import Identity
 
@@ -159,6 +159,7 @@ class Shipper:
             shipment.attributes,
             shipment.client_id,
             socket.gethostname(),
+            shipment.uid,
         )
         try:
             visor = self._connected()
@@ -169,9 +170,6 @@ class Shipper:
             return
         except ChronoLogError as error:
             self._refuse(shipment, error, final=not isinstance(error, NoKeepersError))
-            return
-        if shipment.uid not in (0, acquired.uid):
-            self._refuse(shipment, NotFoundError("the story was destroyed and made again"), final=True)
             return
         shipment.said, shipment.uid = visor, acquired.uid
         address = Address(acquired.keeper_host, acquired.keeper_port)

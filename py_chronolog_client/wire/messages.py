@@ -174,6 +174,8 @@ class Acquire(Message):
     attributes: dict[str, str]
     client_id: int
     host: str
+    uid: int
+    """0: the story is made if it is not there; otherwise only the one with this uid will do."""
 
 
 @dataclass(frozen=True, slots=True)

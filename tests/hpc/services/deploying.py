@@ -195,8 +195,10 @@ def until(what: Callable[[], T], deadline_s: float = DEADLINE_S) -> T:
         time.sleep(0.01)
 
 
-def acquire(connection: Connection, client_id: int, story: str = STORY, host: str = "") -> messages.Acquired:
-    request = messages.Acquire(CHRONICLE, story, {}, client_id, host)
+def acquire(
+    connection: Connection, client_id: int, story: str = STORY, host: str = "", uid: int = 0
+) -> messages.Acquired:
+    request = messages.Acquire(CHRONICLE, story, {}, client_id, host, uid)
     return connection.ask(request, messages.Acquired)
 
 

@@ -85,8 +85,8 @@ def test_the_catalog(deployment: Deployment) -> None:
         (messages.DestroyStory(CHRONICLE, STORY), AcquiredError),
         (messages.DestroyChronicle(CHRONICLE), AcquiredError),
         (messages.Release(CHRONICLE, STORY, 8), NotAcquiredError),
-        (messages.Acquire("x", STORY, {}, 7, ""), NotFoundError),
-        (messages.Acquire(CHRONICLE, STORY, {}, 2**63, ""), InvalidArgumentError),
+        (messages.Acquire("x", STORY, {}, 7, "", 0), NotFoundError),
+        (messages.Acquire(CHRONICLE, STORY, {}, 2**63, "", 0), InvalidArgumentError),
         (messages.Locate(CHRONICLE, STORY), NotAuthorizedError),
         (messages.Register("keeper", "n1", "127.0.0.1", 1), NotAuthorizedError),
     ):
@@ -348,3 +348,21 @@ def test_sigkill_at_random_moments_under_requests(tmp_path: pathlib.Path) -> Non
                 if held[story] and story != asked[0]:
                     with pytest.raises(AcquiredError):
                         do(visor, messages.DestroyStory(CHRONICLE, story))
+
+
+def test_a_story_that_was_made_again_is_another(tmp_path: pathlib.Path) -> None:
+    with deployed(tmp_path / "d") as deployment:
+        deployment.start_keeper()
+        visor = deployment.connect(deployment.visor)
+        do(visor, messages.CreateChronicle(CHRONICLE, {}))
+        uid = until_acquired(visor, 7).uid
+        do(visor, messages.Release(CHRONICLE, STORY, 7))
+        assert acquire(visor, 7, uid=uid).uid == uid
+        do(visor, messages.Release(CHRONICLE, STORY, 7))
+        do(visor, messages.DestroyStory(CHRONICLE, STORY))
+        with pytest.raises(NotFoundError):
+            acquire(visor, 7, uid=uid)
+        assert names(visor, messages.ListStories(CHRONICLE)) == []
+        assert acquire(visor, 7).uid > uid
+        with pytest.raises(NotFoundError, match="another was made under its name"):
+            acquire(visor, 7, uid=uid)
