@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chronolog_hpc import streams
+from chronolog_hpc.services.lifeline import die_with
 from chronolog_hpc.services.memory import keep_buffers
 from chronolog_hpc.services.server import Server, Service
 from chronolog_hpc.services.visor import GRACE_S
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a service until it is told to stop; return the exit code."""
     parser = _parser()
     args = parser.parse_args(arguments)
+    if args.parent is not None:
+        die_with(args.parent)
     if args.role != "visor" and args.visor is None:
         parser.error(f"a {args.role} needs --visor HOST:PORT")
     if args.role != "player" and args.directory is None:
@@ -106,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
         default=GRACE_S,
         metavar="SECONDS",
         help="how long an acquisition outlives its connection (%(default)s)",
+    )
+    parser.add_argument(
+        "--parent", type=int, metavar="PID", help="of the process that starts this one: die with it"
     )
     parser.add_argument("--log-level", default="INFO", help="DEBUG, INFO, WARNING or ERROR (%(default)s)")
     return parser

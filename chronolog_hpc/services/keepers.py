@@ -61,7 +61,7 @@ class Keepers:
             identity: of the services.
         """
         self._identity = identity
-        self._visor = Connections(lambda: self._connect(visor))
+        self._visor = Connections(lambda: self._connect(visor, "visor"))
         self._readers: dict[Address, RemoteReader] = {}
         self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 
@@ -133,7 +133,7 @@ class Keepers:
                     if keeper.address in silent:
                         continue
                     with suppress(NotConnectedError):
-                        bells.append(stack.enter_context(closing(self._connect(keeper.address))))
+                        bells.append(stack.enter_context(closing(self._connect(keeper.address, "keeper"))))
                         bells[-1].send(question)
             stack.pop_all()
             return bells
@@ -143,10 +143,10 @@ class Keepers:
         for connection in list(self._connections):
             connection.close()
 
-    def _connect(self, address: Address) -> Connection:
+    def _connect(self, address: Address, service: str) -> Connection:
         if not address.port:
             raise NotConnectedError("it is not registered with the visor")
-        connection = Connection(address, self._identity)
+        connection = Connection(address, self._identity, service)
         self._connections.add(connection)
         return connection
 
@@ -172,7 +172,7 @@ class Keepers:
 
     def _reader(self, address: Address) -> RemoteReader:
         if address not in self._readers:
-            self._readers[address] = RemoteReader(lambda: self._connect(address))
+            self._readers[address] = RemoteReader(lambda: self._connect(address, "keeper"))
         return self._readers[address]
 
 

@@ -64,7 +64,7 @@ class Registration:
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:
-                connection = Connection(self._visor, self._identity)
+                connection = Connection(self._visor, self._identity, "visor")
                 try:
                     self._connection = connection
                     self._stay(connection)

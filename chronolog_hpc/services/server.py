@@ -133,6 +133,8 @@ class Server:
         """
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_log_trouble)
+        for number in (signal.SIGTERM, signal.SIGINT):  # who hears where it listens may tell it to stop
+            loop.add_signal_handler(number, self.stop)
         self._listener = await loop.create_server(lambda: Session(self), host, port, backlog=_AT_ONCE)
         for listening in self._listener.sockets:
             with socket.socket(fileno=os.dup(listening.fileno())) as same:
@@ -143,9 +145,6 @@ class Server:
 
     async def run(self) -> None:
         """Serve until SIGTERM, SIGINT or `stop`; then finish what was begun."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
         await self._stopping.wait()
         self._listener.close()
         for session in list(self._sessions):

@@ -86,7 +86,7 @@ class RemoteEngine(Engine):
         self._player = player
         self._identity = identity
         self._closed = False
-        self._catalog = RemoteCatalog(lambda: Connection(visor, identity))
+        self._catalog = RemoteCatalog(lambda: Connection(visor, identity, "visor"))
         self._catalog.greet()
         self._open_reader: RemoteReader | None = None
         self._spool: EmbeddedEngine | None = None
@@ -347,7 +347,7 @@ def _left_in(visor: Address) -> str:
 
 def _player_at(address: Address, identity: Identity) -> Connection:
     try:
-        return Connection(address, identity)
+        return Connection(address, identity, "player")
     except NotConnectedError as error:
         raise NoPlayersError(f"no ChronoPlayer: {error}") from error
 

@@ -223,7 +223,7 @@ class Shipper:
             if time.monotonic() < self._visor_retry_at_s:
                 raise NotConnectedError(f"the visor at {self._address} could not be reached a moment ago")
             try:
-                self._visor = Connection(self._address, self._identity)
+                self._visor = Connection(self._address, self._identity, "visor")
             except NotConnectedError:
                 self._visor_retry_at_s = time.monotonic() + RETRY_S
                 raise

@@ -31,6 +31,7 @@ class ServiceProcess:
     def __init__(
         self, role: str, *arguments: object, env: dict[str, str] | None = None, prefix: tuple[str, ...] = ()
     ) -> None:
+        self.role = role
         argv = [*prefix, sys.executable, "-m", "chronolog_hpc.services", role, *map(str, arguments)]
         self.process = subprocess.Popen(
             argv,
@@ -149,9 +150,12 @@ class Deployment:
         self.running.append(service)
         return service
 
-    def connect(self, service: ServiceProcess | Address, name: str = ALICE) -> Connection:
-        address = service if isinstance(service, Address) else service.address
-        connection = Connection(address, Identity(name, self.secrets[name]))
+    def at(self, port: int) -> ServiceProcess:
+        """Return the service that listens at a port."""
+        return next(service for service in self.running if service.address.port == port)
+
+    def connect(self, service: ServiceProcess, name: str = ALICE) -> Connection:
+        connection = Connection(service.address, Identity(name, self.secrets[name]), service.role)
         self.connections.append(connection)
         return connection
 

@@ -91,9 +91,7 @@ class Sender(threading.Thread):
         try:
             visor = self.deployment.connect(self.deployment.visor)
             acquired = until_acquired(visor, self.client.client_id)
-            connection = self.deployment.connect(
-                type(self.deployment.visor.address)(acquired.keeper_host, acquired.keeper_port)
-            )
+            connection = self.deployment.connect(self.deployment.at(acquired.keeper_port))
             opened = open_stream(connection, acquired, self.client.client_id, durable=self.durable)
             assert opened.sequence >= self.acknowledged, "what was acknowledged is gone"
             self._ship(connection, opened)
@@ -379,7 +377,7 @@ def test_two_deployments_side_by_side(tmp_path: pathlib.Path) -> None:
         assert reading.replay(one.store()).rows == Client(1, 1, 5).rows
         assert reading.replay(other.store()).rows == Client(1, 2, 5).rows
         with pytest.raises(Exception, match="wrong secret"):
-            one.connect(other.visor.address)
+            one.connect(other.visor)
         lost = one._start(
             "keeper",
             "--directory",

@@ -152,7 +152,7 @@ def require_gapless(pages: Iterator[Page]) -> dict[int, int]:
 
 
 def asking(deployment: Deployment, role: Role) -> RemoteReader:
-    return RemoteReader(lambda: Connection(role.address, deployment.identity))
+    return RemoteReader(lambda: Connection(role.address, deployment.identity, role.role))
 
 
 def damage(role: Role, client_id: int) -> None:
@@ -419,7 +419,7 @@ def test_more_silent_readers_than_threads(shared: Deployment, engine: Engine, ch
     writers = write_much(engine, chronicle, 10_000)
     assert shared.player is not None
     question = messages.Scan(chronicle, STORY, 0, 2**64 - 1, b"", True, b"", True, b"", 0, True, False)
-    silent = [Connection(shared.player.address, shared.identity) for _ in range(80)]
+    silent = [Connection(shared.player.address, shared.identity, "player") for _ in range(80)]
     for connection in silent:
         connection.send(question)
     assert require_gapless(engine.scan(chronicle, STORY)) == {1: 10_000, 2: 10_000}

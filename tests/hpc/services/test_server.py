@@ -159,7 +159,7 @@ def test_every_file_is_in_use(tmp_path: pathlib.Path, sockets: list[socket.socke
     limit = ("prlimit", "--nofile=96:96")
     visor = ServiceProcess("visor", "--tokens", tokens, "--directory", tmp_path / "v", prefix=limit)
     try:
-        known = Connection(visor.address, Identity(ALICE, secret))
+        known = Connection(visor.address, Identity(ALICE, secret), "visor")
         sockets.append(known._socket)
         for _ in range(100):
             plain(visor.address, sockets)
@@ -172,7 +172,9 @@ def test_every_file_is_in_use(tmp_path: pathlib.Path, sockets: list[socket.socke
             each.close()
 
         def serves_again() -> bool:
-            with contextlib.closing(Connection(visor.address, Identity(ALICE, secret))) as connection:
+            with contextlib.closing(
+                Connection(visor.address, Identity(ALICE, secret), "visor")
+            ) as connection:
                 return is_served(connection)
 
         until(serves_again)

@@ -125,7 +125,7 @@ def test_a_wrong_secret_an_unknown_name_and_another_version(deployment: Deployme
         Identity(BOB, deployment.secrets["alice"]),
     ):
         with pytest.raises(NotAuthorizedError):
-            Connection(address, identity)
+            Connection(address, identity, "visor")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("py_chronolog_client.wire.handshake.PROTOCOL", messages.PROTOCOL + 1)
         with pytest.raises(ProtocolVersionError, match="install the same release"):
