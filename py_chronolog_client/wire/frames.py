@@ -25,8 +25,8 @@ MAX_HEAD_BYTES = 2 * 2**20
 MAX_BODY_BYTES = padded(HEADER_BYTES + 16 * MAX_BLOCK_EVENTS + MAX_PAYLOAD_BYTES)
 """Largest body afterwards: a block."""
 
-_FIRST_BYTES = 2**20
-"""Memory that is taken for a part of a frame before any of it has come."""
+_FIRST_BYTES = 8 * 2**20
+"""Memory that is taken for a part of a frame before any of it has come: a page, or all but the largest blocks, at once."""
 
 
 class Frame(NamedTuple):
