@@ -299,7 +299,7 @@ def test_a_follower_wakes_up_for_either_keeper(engine: Engine, chronicle: str) -
 def acquire(deployment: Deployment, chronicle: str, client_id: int) -> Connection:
     """Acquire a story, so that a keeper may have events of it, and let the keeper not know; return what holds it."""
     visor = Connection(deployment.visor.address, deployment.identity, "visor")
-    visor.ask(messages.Acquire(chronicle, STORY, {}, client_id, ""), messages.Acquired)
+    visor.ask(messages.Acquire(chronicle, STORY, {}, client_id, "", 0), messages.Acquired)
     return visor
 
 
