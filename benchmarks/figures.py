@@ -266,9 +266,62 @@ def _ns(count: int, call: Callable[..., object], *arguments: object) -> float:
     return (time.perf_counter_ns() - start_ns) / count
 
 
+# -- a deployment ------------------------------------------------------------------------------------------
+
+
+def network(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
+    """Measure a visor, a keeper and a player on this machine: taking in, the cost of log_event, freshness, replay."""
+    from benchmarks.network import deployment, sink
+
+    events = 2 * sizes.events
+    with deployment(scratch) as place:
+        taken, ratios = [], []
+        for number in range(sizes.rounds):
+            rate = events / workloads.fill(place, f"taken-{number}", events, clients=2)
+            taken.append(rate)
+            ratios.append(rate * sink(events, 2) / events)
+        note = "from the first log_event of two clients to the end of both, everything released"
+        yield Figure("taken in by one keeper", taken, 1.5e6, "events/s", at_least=True, note=note)
+        note = "which takes time_ns() and encode() of each event from two processes over sockets with buffers of 1 MiB"
+        yield Figure("taken in / bare TCP sink", ratios, 0.5, "x", at_least=True, note=note)
+        yield Figure("log_event, deployment / store", _cost_of_shipping(sizes, scratch, place), 1.2, "x")
+        delays_ns = visibility.measure(place, "visible", sizes.visible_events, 2.0, asleep=True)
+        found = visibility.quantiles(delays_ns)
+        note = f"p50 {found['p50'] / 1e6:.1f}, max {found['max'] / 1e6:.1f} ms, {len(delays_ns)} events"
+        yield Figure("visible through the network, p99", [found["p99"] / 1e6], 20, "ms", note=note)
+        runs = [_first_replay(Path(place), "taken-0") for _ in range(sizes.rounds)]
+        rates = [run["events"] / run["columns_s"] for run in runs]
+        note = f"{_number(events)} events of 2 clients, records included"
+        yield Figure("replay through the player", rates, 3e6, "events/s", at_least=True, note=note)
+
+
+def _cost_of_shipping(sizes: Sizes, scratch: Path, place: str) -> list[float]:
+    """Return what a call of log_event takes in a deployment, relative to a store, without what flush waits for."""
+    turns = workloads.turns(workloads.pool(), sizes.events // 2)
+    ratios = []
+    for _ in range(sizes.rounds):
+        ns = []
+        for where in (scratch / "store", place):
+            with workloads.new_client(where) as client:
+                stories = workloads.Stories(client, "log_event", turns)
+                (call, its_turns, flush), _ = stories.setup()
+                ns.append(_ns(1, workloads.log_all, call, its_turns, lambda: None))
+                flush()
+                stories.destroy()
+        ratios.append(ns[1] / ns[0])
+    return ratios
+
+
 # -- the table ---------------------------------------------------------------------------------------------
 
-PARTS = {"overhead": overhead, "scaling": scaling, "replay": replay, "visible": visible, "clock": clock}
+PARTS = {
+    "overhead": overhead,
+    "scaling": scaling,
+    "replay": replay,
+    "visible": visible,
+    "clock": clock,
+    "network": network,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

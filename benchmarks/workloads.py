@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from chronolog_hpc.bench.records import GeneratedRecords
-from chronolog_hpc.clientlib import Client, open_client
+from chronolog_hpc.clientlib import Client, ClientPortalServiceConf, ClientQueryServiceConf, open_client
 
 
 def _events(text: str) -> int:
@@ -30,6 +31,7 @@ EVENTS = _events(os.environ.get("CHRONOLOG_BENCH_EVENTS", "20000"))
 SIZE_BYTES = 128
 CLIENTS = 4
 CHRONICLE = "benchmarks"
+_DEPLOYMENT = "deployment:"
 
 ROOT = Path(__file__).resolve().parents[1]
 _POOL_EVENTS = 2**16
@@ -46,10 +48,30 @@ def turns(records: Sequence[Any], events: int) -> list[Sequence[Any]]:
     return [records] * whole + [records[:rest]]
 
 
-def new_client(directory: str | os.PathLike[str], **options: Any) -> Client:
-    """Return a connected client on a store that has the chronicle of the benchmarks."""
-    client = open_client(Path(directory), **options)
+def new_client(place: str | os.PathLike[str], **options: Any) -> Client:
+    """Return a connected client that has the chronicle of the benchmarks.
+
+    Args:
+        place: directory of a store, or what `deployment_at` returned.
+        options: as for `Client`.
+    """
+    client = _client_of(os.fspath(place), **options)
     client.CreateChronicle(CHRONICLE)
+    return client
+
+
+def deployment_at(port: int, query_port: int) -> str:
+    """Return the place that means a deployment on this machine."""
+    return f"{_DEPLOYMENT}{port}:{query_port}"
+
+
+def _client_of(place: str, **options: Any) -> Client:
+    if not place.startswith(_DEPLOYMENT):
+        return open_client(Path(place), **options)
+    port, query_port = map(int, place.removeprefix(_DEPLOYMENT).split(":"))
+    portal = ClientPortalServiceConf("ofi+tcp", "127.0.0.1", port, 55)
+    client = Client(portal, ClientQueryServiceConf("ofi+tcp", "127.0.0.1", query_port, 57), **options)
+    assert client.Connect() == 0, client.last_error
     return client
 
 
@@ -241,7 +263,26 @@ class CountedReads:
         return {"read_bytes": self._bytes, "reads": self._calls, "parts": len(self._places)}
 
 
-_ROLES = {"write": _write, "replay": _replay, "trickle": _trickle}
+def _send(port: str, events: str, rank: str) -> None:
+    """Write events into a socket when told: what the raw baseline does with a file."""
+    records = pool(int(rank))
+    with (
+        socket.create_connection(("127.0.0.1", int(port))) as connected,
+        connected.makefile("wb", buffering=2**20) as file,
+    ):
+        write, time_ns = file.write, time.time_ns
+
+        def log(record: str) -> int:
+            now_ns = time_ns()
+            write(record.encode())
+            return now_ns
+
+        _tell(ready=True)
+        sys.stdin.readline()
+        log_all(log, turns(records, int(events)), file.flush)
+
+
+_ROLES = {"send": _send, "write": _write, "replay": _replay, "trickle": _trickle}
 
 if __name__ == "__main__":
     _ROLES[sys.argv[1]](*sys.argv[2:])

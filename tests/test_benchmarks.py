@@ -40,6 +40,8 @@ def test_the_table_of_figures(tmp_path: Path) -> None:
         "log_events / raw file",
         "replay as columns",
         "1 % range: bytes read",
+        "taken in by one keeper",
+        "replay through the player",
     ):
         assert any(row.startswith(figure) for row in rows), figure
     assert list(tmp_path.iterdir()) == []
