@@ -76,6 +76,7 @@ from py_chronolog_client import (  # noqa: E402  only after the check
     StoryHandle,
 )
 from py_chronolog_client.clock import (  # noqa: E402
+    TOLERANCE_NS,
     WANDER,
     Clock,
     ClockModel,
@@ -142,6 +143,7 @@ __all__ = [
     "StoryHandle",
     "SystemClock",
     "U64",
+    "TOLERANCE_NS",
     "WANDER",
     "WriterStatistics",
     "acquire",

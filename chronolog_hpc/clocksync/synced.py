@@ -26,7 +26,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chronolog_hpc.clientlib import ClockModel, InvalidArgumentError, Reading, correct, offset_to_utc
+from chronolog_hpc.clientlib import (
+    TOLERANCE_NS,
+    ClockModel,
+    InvalidArgumentError,
+    Reading,
+    correct,
+    offset_to_utc,
+)
 from chronolog_hpc.clocksync.bounds import I64, refine
 from chronolog_hpc.clocksync.hlc import HybridClock
 from chronolog_hpc.clocksync.measure import Effort, answer, ask, measure, teach
@@ -40,10 +47,7 @@ if TYPE_CHECKING:
 QUICK = Effort(bursts=5, exchanges=100, span_s=0.0, timeout_s=1.0)
 """For a resynchronisation: the slope comes from the time since the last one."""
 
-TOLERANCE_NS = 50
-"""How far `now` may leave the model before its offset is refreshed; part of the window."""
-
-_REFRESH_NS = 1_000_000_000
+_SLEW_SPAN_NS = 1_000_000_000
 _PROOF_EXCHANGES = 10
 _SLEW_LIMIT = 1e-6
 _STEP_LIMIT_NS = 1_000_000
@@ -283,12 +287,12 @@ class SyncedClock:
         """
         if not self.models:
             raise InvalidArgumentError("this clock was never synchronised: call sync() on all ranks first")
-        model, raw_ns = self.models[-1], self.source.read()
-        kept = replace(model, window_ns=model.window_ns + TOLERANCE_NS) if model.rate else model
-        offset_ns = model.time_at(raw_ns) - raw_ns
+        model = self.models[-1]
         if not model.window_rate:  # the reference itself, which nothing can correct
-            return Reading(self.source.read, offset_ns, kept, steady=True)
-        return Reading(self.source.read, offset_ns, kept, steady=True, until=raw_ns + _fresh_for_ns(model))
+            return Reading(self.source.read, model.offset_ns, model, steady=True)
+        if model.rate:
+            model = replace(model, window_ns=model.window_ns + TOLERANCE_NS)
+        return Reading(self.source.read, model.offset_ns, model, steady=True).refreshed()
 
     # -- messages --
 
@@ -314,7 +318,7 @@ class SyncedClock:
                 found.append(f"sync {knot.number} ({knot.label}): the clock did not run at a constant rate")
         healths = [self._started, *(knot.health for knot in self.knots)]
         for before, after in pairwise(healths):
-            long_enough = after.monotonic_raw_ns - before.monotonic_raw_ns > _REFRESH_NS
+            long_enough = after.monotonic_raw_ns - before.monotonic_raw_ns > _SLEW_SPAN_NS
             if long_enough and abs(after.slew(before)) > _SLEW_LIMIT:
                 found.append(f"NTP slews the clock by {after.slew(before) * 1e6:.1f} ppm")
             if abs(after.step_ns(before)) > _STEP_LIMIT_NS:
@@ -423,7 +427,7 @@ def _online(read: Callable[[], int]) -> tuple[Callable[[], int], Callable[[Clock
         if time_ns < floor_ns:
             offset_ns, until_ns = floor_ns - raw_ns, raw_ns - 1
             return floor_ns
-        offset_ns, until_ns = time_ns - raw_ns, raw_ns + _fresh_for_ns(model)
+        offset_ns, until_ns = time_ns - raw_ns, raw_ns + model.fresh_for_ns()
         return time_ns
 
     def steer(new: ClockModel) -> None:
@@ -433,11 +437,6 @@ def _online(read: Callable[[], int]) -> tuple[Callable[[], int], Callable[[Clock
         model, offset_ns, until_ns = new, 0, -1
 
     return now, steer
-
-
-def _fresh_for_ns(model: ClockModel) -> int:
-    """Return how long a constant offset stays within the tolerance of a model."""
-    return int(min(_REFRESH_NS, TOLERANCE_NS / abs(model.rate))) if model.rate else _REFRESH_NS
 
 
 def _cores() -> int:
