@@ -37,6 +37,7 @@ from chronolog_hpc.clientlib import (
 from chronolog_hpc.clocksync.bounds import I64, refine
 from chronolog_hpc.clocksync.hlc import HybridClock
 from chronolog_hpc.clocksync.measure import Effort, answer, ask, measure, teach
+from chronolog_hpc.clocksync.online import online
 from chronolog_hpc.clocksync.raw import Health, RawClock, system_clock
 from chronolog_hpc.clocksync.tree import edges, leaders_of
 from chronolog_hpc.mpi import Team, load_mpi, wait
@@ -131,7 +132,7 @@ class SyncedClock:
         self._started = Health.now()
         self.origin_ns = self.team.bcast(offset_to_utc(self.source.read)[1])
         self._group(share)
-        self.now, self._steer = _online(self.source.read)
+        self.now, self._steer = online(self.source.read)
         self.hlc = HybridClock(self.now)
 
     # -- who reads which clock --
@@ -403,40 +404,6 @@ class _Found:
         bursts, clean, degraded, consistent, round_trip_ns = numbers.tolist()
         model = ClockModel.unpack(bytes(data[: -numbers.nbytes]))
         return _Found(model, bursts, clean, bool(degraded), bool(consistent), round_trip_ns)
-
-
-def _online(read: Callable[[], int]) -> tuple[Callable[[], int], Callable[[ClockModel], None]]:
-    """Return `now`, and the function that gives it a new model.
-
-    A constant offset is right for a while; then it is refreshed. Time stands still where a new model would put
-    it back, until the model has caught up.
-    """
-    model = ClockModel()
-    offset_ns, until_ns, floor_ns = 0, -1, 0
-
-    def now() -> int:
-        raw_ns = read()
-        return raw_ns + offset_ns if raw_ns <= until_ns else refresh(raw_ns)
-
-    def refresh(raw_ns: int) -> int:
-        nonlocal offset_ns, until_ns, floor_ns
-        if not model.model_id:
-            raise InvalidArgumentError("this clock was never synchronised: call sync() on all ranks first")
-        floor_ns = max(floor_ns, min(raw_ns, until_ns) + offset_ns)
-        time_ns = model.time_at(raw_ns)
-        if time_ns < floor_ns:
-            offset_ns, until_ns = floor_ns - raw_ns, raw_ns - 1
-            return floor_ns
-        offset_ns, until_ns = time_ns - raw_ns, raw_ns + model.fresh_for_ns()
-        return time_ns
-
-    def steer(new: ClockModel) -> None:
-        nonlocal model, offset_ns, until_ns, floor_ns
-        if model.model_id:
-            floor_ns = now()
-        model, offset_ns, until_ns = new, 0, -1
-
-    return now, steer
 
 
 def _cores() -> int:

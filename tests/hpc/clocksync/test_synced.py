@@ -81,6 +81,11 @@ def test_time_never_goes_back(mpi: Mpi, step_ns: int) -> None:
 
 
 @pytest.mark.slow
+def test_threads_never_see_time_go_back_across_synchronisations(mpi: Mpi) -> None:
+    assert run(mpi, 2, "threads") == [[True, []]] * 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "messages"), [(2, soak(20_000, 1_000_000)), (8, soak(2_000, 50_000))])
 def test_a_receive_is_never_before_its_send(mpi: Mpi, ranks: int, messages: int) -> None:
     told = run(mpi, ranks, "ring", messages, timeout=soak(60, 600))

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from typing import Any
 
@@ -139,14 +140,47 @@ def back(step_ns: str) -> None:
     ahead = clock.models[0]
     clock._steer(ahead.__class__(9, ahead.base_ns, ahead.offset_ns + int(step_ns), ahead.rate, 0, 0.0))
     times = [clock.now() for _ in range(1000)]
-    ahead_ns = clock.now() - clock.window()[1]
+    ahead_ns = 0
+    while ahead_ns <= 0:  # the model before goes on for a millisecond
+        times.append(clock.now())
+        ahead_ns = times[-1] - clock.window()[1]
+    stood_ns = times[-1]
     clock._steer(ahead)
     behind = False
     while not behind:
         times.append(clock.now())
-        behind = clock.window()[0] > times[1000]
+        behind = clock.window()[0] > stood_ns
     times += [clock.now() for _ in range(1000)]
-    show([times == sorted(times), ahead_ns > 0, times[-1] > times[1000]])
+    show([times == sorted(times), ahead_ns > 0, times[-1] > stood_ns])
+
+
+def threads() -> None:
+    """Threads read the time while all ranks synchronise again and again, with windows that let it jump."""
+    clock = faulty(6)
+    clock.sync()
+    steps: list[int] = []
+    done = threading.Event()
+
+    def read_on() -> None:
+        last_ns = 0
+        while not done.is_set():
+            time_ns = clock.now()
+            if time_ns < last_ns:
+                steps.append(last_ns - time_ns)
+            last_ns = time_ns
+
+    readers = [threading.Thread(target=read_on) for _ in range(2 if comm.rank else 0)]
+    sys.setswitchinterval(1e-4)
+    for reader in readers:
+        reader.start()
+    end_s = time.monotonic() + 3
+    while comm.bcast(time.monotonic() < end_s):
+        clock.sync("again", Effort(bursts=1, exchanges=10, span_s=0.0, timeout_s=0.1))
+    done.set()
+    for reader in readers:
+        reader.join()
+    show([len(clock.knots) > 3, steps])
+    clock.close()
 
 
 def ring(messages: str) -> None:
