@@ -107,7 +107,7 @@ from py_chronolog_client.store.root import store_path  # noqa: E402
 if TYPE_CHECKING:
     from py_chronolog_client.page import U64, MemoryPage, Page, Payload
     from py_chronolog_client.store.catalog import Catalog
-    from py_chronolog_client.timeline import correct
+    from py_chronolog_client.timeline import correct, surprise
 
 __all__ = [
     "STORE_VARIABLE",
@@ -156,6 +156,7 @@ __all__ = [
     "require_store",
     "store_directory",
     "store_path",
+    "surprise",
 ]
 
 
@@ -165,8 +166,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(PACKAGE).__version__
     if name in ("Page", "MemoryPage", "Payload", "U64"):
         return getattr(importlib.import_module("py_chronolog_client.page"), name)
-    if name == "correct":
-        return importlib.import_module("py_chronolog_client.timeline").correct
+    if name in ("correct", "surprise"):
+        return getattr(importlib.import_module("py_chronolog_client.timeline"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -156,7 +156,7 @@ def open_story(
 
     At the end of the block every rank flushes and releases its story; when the block has been left, every
     event of every rank is visible to all. Events that could not be stored are counted over all ranks and
-    reported by rank 0.
+    reported by rank 0, and so is what makes the times of a rank doubtful.
 
     `sys.exit(0)` and the like are no failure: the rank closes, and waits for the others to do so. Any other
     exception inside the block on one rank releases its story and ends the whole job, with this rank's
@@ -216,6 +216,7 @@ def open_story(
                 chronicle, name, attrs, {"durability": durability, "clock": common, "description": described}
             )
             client, handle, directory = _open(team, opening, asked)
+            known = [] if clock is None else _doubts(common)
             rank_story = RankStory(
                 handle.log_event, handle, client, team.rank, team.size, chronicle, name, directory, common
             )
@@ -223,12 +224,12 @@ def open_story(
                 yield rank_story
             except BaseException as error:
                 if is_clean_exit(error):
-                    _close(team, rank_story, story)
+                    _close(team, rank_story, story, known)
                 else:
                     _give_up(rank_story)
                     team.leave(error)
                 raise
-            _close(team, rank_story, story)
+            _close(team, rank_story, story, known)
 
 
 def describe_clients(client: Client, chronicle: str, story: str) -> dict[int, ClientInfo]:
@@ -433,8 +434,12 @@ def _give_up(rank_story: RankStory) -> None:
         _report([lost], rank_story.story, rank_story.chronicle)
 
 
-def _close(team: Team, rank_story: RankStory, story: str) -> None:
-    """Close on all ranks, and report what could not be stored on any of them."""
+def _close(team: Team, rank_story: RankStory, story: str, known: Sequence[str]) -> None:
+    """Close on all ranks, and report what could not be stored on any of them, and what their clocks did.
+
+    Args:
+        known: what the clock's warnings were before.
+    """
     error: Exception | None = None
     if _is_synced(rank_story.clock):
         from chronolog_hpc.clocksync import QUICK
@@ -453,7 +458,17 @@ def _close(team: Team, rank_story: RankStory, story: str) -> None:
         losses = team.allgather(lost)
         if not team.rank:
             _report(losses, story, rank_story.chronicle)
+    doubts = [warning for warning in _doubts(rank_story.clock) if warning not in known]
+    if team.total(len(doubts)):
+        for rank, warnings in enumerate(team.allgather(doubts)):
+            for warning in warnings if not team.rank else ():
+                logger.warning("clock of rank %d: %s", rank, warning)
     team.agree(error)
+
+
+def _doubts(clock: Clock) -> list[str]:
+    """Return what a clock says against itself on this rank."""
+    return clock.warnings() if _is_synced(clock) else []
 
 
 def _report(losses: Sequence[Mapping[str, int]], story: str, chronicle: str) -> None:

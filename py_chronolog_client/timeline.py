@@ -1,8 +1,9 @@
 """The models of one clock over a job, and the best time that they give to a raw reading.
 
 Between two synchronisations times are interpolated, which needs no slope: both ends are known within their
-windows, so everything in between is, as far as the clock ran at a constant rate. Before the first and behind
-the last, times are extrapolated, and their windows grow.
+windows, so everything in between is, as far as the clock ran at a constant rate. Where it did not, as the
+second model shows, nobody knows when it jumped: then the windows in between are wider by the whole jump. Before the
+first and behind the last, times are extrapolated, and their windows grow.
 """
 
 from __future__ import annotations
@@ -76,6 +77,13 @@ def correct(models: Sequence[ClockModel], raw: I64) -> tuple[I64, I64]:
     return times, halves
 
 
+def surprise(earlier: ClockModel, later: ClockModel) -> tuple[int, bool]:
+    """Return by how much a model is not where the one before it had predicted, in ns, and whether both windows allow that."""
+    base_ns = later.base_ns
+    off_ns = later.time_at(base_ns) - earlier.time_at(base_ns)
+    return off_ns, abs(off_ns) <= later.window_ns + earlier.half_at(base_ns)
+
+
 class _Span(NamedTuple):
     """A part of raw time in which the time and its window are affine."""
 
@@ -118,6 +126,9 @@ def _spans(models: Sequence[ClockModel]) -> list[_Span]:
         # The reference itself does not wander; any other clock may, the more the farther both models are.
         measured = bool(left.window_rate or right.window_rate)
         wander, half_ns = WANDER * measured, left.window_ns + _ROUNDING_NS * measured
+        jump_ns, allowed = surprise(left, right)
+        if not allowed:
+            half_ns += abs(jump_ns) + right.window_ns + left.half_at(right.base_ns)
         line = left.offset_ns, rate
         spans.append(_Span(left.base_ns, *line, half_ns, slope + wander, left.base_ns))
         middle_ns = left.base_ns + length_ns // 2

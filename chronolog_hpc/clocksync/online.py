@@ -46,7 +46,9 @@ class _Course:
         """Return the time at a raw time, and the offset of the stretch."""
         earlier, (behind_ns, floor_ns) = self._earlier, self._begins[0]
         if raw_ns > behind_ns:
-            self._earlier = None  # nobody needs it any more: who read the clock earlier than that may get the floor
+            self._earlier = (
+                None  # nobody needs it any more: who read the clock earlier than that may get the floor
+            )
         elif earlier is not None:
             return earlier.at(raw_ns)
         model, step_ns = self._model, self._step_ns
@@ -78,7 +80,9 @@ def online(read: Callable[[], int]) -> tuple[Callable[[], int], Callable[[ClockM
         while True:
             used = course
             if used is None:
-                raise InvalidArgumentError("this clock was never synchronised: call sync() on all ranks first")
+                raise InvalidArgumentError(
+                    "this clock was never synchronised: call sync() on all ranks first"
+                )
             used.begin(read)
             raw_ns = read()
             time_ns, offset_ns = used.at(raw_ns)

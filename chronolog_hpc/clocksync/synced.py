@@ -33,6 +33,7 @@ from chronolog_hpc.clientlib import (
     Reading,
     correct,
     offset_to_utc,
+    surprise,
 )
 from chronolog_hpc.clocksync.bounds import I64, refine
 from chronolog_hpc.clocksync.hlc import HybridClock
@@ -196,11 +197,11 @@ class SyncedClock:
         model = learned.model
         surprise_ns = 0
         if self.models:
-            earlier = self.models[-1]
-            surprise_ns = model.time_at(model.base_ns) - earlier.time_at(model.base_ns)
-            if abs(surprise_ns) > model.window_ns + earlier.half_at(model.base_ns):
+            surprise_ns, allowed = surprise(self.models[-1], model)
+            if allowed:
+                model = refine(model, self.models[-1])
+            else:  # a slope across a jump would be none
                 learned = replace(learned, consistent=False)
-            model = refine(model, earlier)
         knot = Knot(
             number,
             label,

@@ -141,6 +141,20 @@ def test_the_window_of_every_logged_event_holds_the_truth(
     assert max(aligned[-1] for _, aligned in told) <= 2 * max(logged[-1] for logged, _ in told)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("jump_ns", [1_000_000, 30_000_000])
+def test_a_clock_that_jumped_is_reported_and_aligned_windows_hold_the_truth(
+    mpi: Mpi, tmp_path: pathlib.Path, jump_ns: int
+) -> None:
+    done = mpi(2, PROGRAM, "jumps", tmp_path / "store", jump_ns, timeout=60)
+    (_, straight), (found, consistent) = json.loads(done.stdout)
+    assert straight == [True] * 3
+    assert consistent[:2] == [True, False]
+    assert [found[part][1] for part in ("before the jump", "behind it", "known")] == [0, 0, 0], found
+    assert "clock of rank 1: sync 2 (second): the clock did not run at a constant rate" in done.stderr
+    assert "clock of rank 0: " not in done.stderr
+
+
 def test_a_step_of_the_wall_clock_moves_no_timestamp(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

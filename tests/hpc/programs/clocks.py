@@ -7,13 +7,14 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
 from chronolog_hpc.clocksync import Effort, SyncedClock, before
-from chronolog_hpc.clocksync.raw import faulty_clock, system_clock
+from chronolog_hpc.clocksync.raw import RawClock, faulty_clock, system_clock
 from chronolog_hpc.mpi import guard
 from chronolog_hpc.replay import replay_story
 from chronolog_hpc.session import open_story
@@ -302,6 +303,47 @@ def session(seed: str, store: str) -> None:
             ]
         )
     show(told)
+    clock.close()
+
+
+def jumps(store: str, jump_ns: str) -> None:
+    """The clock of rank 1 jumps between two synchronisations of a story."""
+    jumped_ns = 0
+
+    def of_monotonic(monotonic_ns: int) -> int:
+        return monotonic_ns + comm.rank * 10**9 + jumped_ns
+
+    source = RawClock(lambda: of_monotonic(time.monotonic_ns()), f"rank {comm.rank}", of_monotonic)
+    clock = SyncedClock(comm, source=source, effort=SHORT)
+    called: dict[str, tuple[int, int]] = {}
+    with open_story(comm, "c", "s", store=store, clock=clock) as story:
+
+        def log(part: str, until: Callable[[], bool]) -> None:
+            number = 0
+            while number < 50 or not until():
+                start_ns = time.monotonic_ns()
+                story.log_event(f"{part} {number}")
+                called[f"{part} {number}"] = start_ns, time.monotonic_ns()
+                number += 1
+                time.sleep(0.001)
+
+        log("before the jump", lambda: True)
+        jumped_ns = comm.rank * int(jump_ns)
+        log("behind it", lambda: True)
+        clock.sync("second", SHORT)
+        log("known", lambda: clock.now() - clock.models[-1].time_at(clock.raw()) < 10**6)
+    found: dict[str, list[int]] = {}
+    if comm.rank == 1:
+        events = replay_story(None, "c", "s", store=store, aligned=True)
+        for event, time_ns, half_ns in zip(
+            events, events.aligned_times.tolist(), events.time_window_ns.tolist(), strict=True
+        ):
+            if event.client_id() == story.client_id:
+                early_ns, late_ns = (moment + clock.origin_ns for moment in called[event.log_record()])
+                covered = early_ns - half_ns - 3 <= time_ns <= late_ns + half_ns + 3
+                counts = found.setdefault(event.log_record().rpartition(" ")[0], [0, 0])
+                counts[not covered] += 1
+    show([found, [knot.consistent for knot in clock.knots]])
     clock.close()
 
 
