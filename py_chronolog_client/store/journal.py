@@ -327,13 +327,15 @@ class Journal:
     def renew(self, claim: Claim) -> None:
         """Ask the clock again if the time of its last reading is over.
 
-        Only a new model ends a block. Where the file system refuses that, times are made under the old one for a while
-        longer, which needs a fresh offset as well: its window counts on that.
+        Only a new model ends a block, or a window that was wider for the time that stood still, when it goes on. Where the
+        file system refuses that, times are made under the old model for a while longer, which needs a fresh offset as
+        well: its window counts on that.
         """
         if self.reading.tick() <= self.reading.until:
             return
         reading = self.clock.reading()
-        if reading.model != self._given.model:
+        goes_on = reading.not_before(self.now()).model == reading.model
+        if reading.model != (self.reading.model if goes_on else self._given.model):
             try:
                 self._use_reading(claim, reading)
                 return

@@ -99,10 +99,32 @@ def test_a_new_model_ends_the_block_and_a_step_back_is_part_of_the_window(tmp_pa
     after_ns = writer.log_event("it goes on")
     assert abs(after_ns - clock.model.time_at(clock.raw_ns)) <= 2
     writer.flush()
-    assert blocks(tmp_path / "store") == 3, "catching up ends no block"
-    first, *later = windows(tmp_path / "store")
-    assert first == 40
-    assert set(later) == {40 + stood_ns - true_ns}
+    assert blocks(tmp_path / "store") == 4
+    assert windows(tmp_path / "store") == [40, *[40 + stood_ns - true_ns] * 2, 40]
+    writer.close()
+
+
+def test_a_window_is_not_wider_than_the_time_stood_still(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, clock = EmbeddedEngine(tmp_path / "store"), DriftingClock()
+    engine.create_chronicle(CHRONICLE, {})
+    writer = engine.open_writer(CHRONICLE, STORY, {}, WriterOptions(1, clock))
+    writer.log_event("ahead")
+    clock.raw_ns += 2_000
+    clock.model = replace(clock.model, model_id=2, offset_ns=clock.model.offset_ns - 7_000)
+    writer.log_event("it stands still")
+    clock.raw_ns += 20_000
+    with full_disk(monkeypatch):
+        writer.log_event("it goes on, and there is no room to say so")
+    writer.flush()
+    clock.raw_ns += 10**6
+    for number in range(100):
+        clock.raw_ns += 300
+        writer.log_event(f"{number}")
+    writer.flush()
+    assert windows(tmp_path / "store")[3:] == [40] * 100
+    assert blocks(tmp_path / "store") == 4, "the client record, and three models"
     writer.close()
 
 
