@@ -441,17 +441,17 @@ def _close(team: Team, rank_story: RankStory, story: str, known: Sequence[str]) 
         known: what the clock's warnings were before.
     """
     error: Exception | None = None
-    if _is_synced(rank_story.clock):
-        from chronolog_hpc.clocksync import QUICK
+    client, held = rank_story.client, (rank_story.chronicle, rank_story.story)
 
-        rank_story.clock.sync("close", QUICK)
-    try:
-        client = rank_story.client
-        held = (rank_story.chronicle, rank_story.story)
+    def release() -> None:
         clientlib.check(client, client.ReleaseStory(*held), ErrorCode.CL_ERR_NOT_ACQUIRED)
         clientlib.check(client, client.Disconnect())
-    except Exception as caught:  # noqa: BLE001  it is raised again, on every rank
-        error = caught
+
+    for step in (lambda: _sync(rank_story.clock), release):
+        try:
+            step()
+        except Exception as caught:  # noqa: BLE001  it is raised again, on every rank
+            error = error or caught
     team.leave(None)
     lost = dict(rank_story.statistics().lost)
     if team.total(sum(lost.values())):
@@ -464,6 +464,14 @@ def _close(team: Team, rank_story: RankStory, story: str, known: Sequence[str]) 
             for warning in warnings if not team.rank else ():
                 logger.warning("clock of rank %d: %s", rank, warning)
     team.agree(error)
+
+
+def _sync(clock: Clock) -> None:
+    """Synchronise at the end, if this clock can be."""
+    if _is_synced(clock):
+        from chronolog_hpc.clocksync import QUICK
+
+        clock.sync("close", QUICK)
 
 
 def _doubts(clock: Clock) -> list[str]:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -180,16 +180,20 @@ class SyncedClock:
     def sync(self, label: str = "sync", effort: Effort | None = None) -> Knot:
         """Synchronise all ranks; return what was found out about this one.
 
-        Collective: synchronises, unless all ranks read the same clock; then nothing communicates.
+        Collective: synchronises, unless all ranks read the same clock; then nothing communicates, and nobody learns that
+        a rank is missing.
 
         Args:
-            label: for the report.
-            effort: how much to measure; None for the clock's own.
+            label: for the report; the same on all ranks.
+            effort: how much to measure; None for the clock's own. The same on all ranks.
+
+        Raises:
+            InvalidArgumentError: the ranks are not at the same synchronisation; raised on all of them.
         """
         effort, start_s, number = effort or self.effort, time.monotonic(), len(self.models) + 1
         learned = _Found(ClockModel(number, self.source.read(), self.origin_ns, 0.0, 0, 0.0))
         if len(self.leaders) > 1:
-            self.team.barrier()  # asleep: measuring spins
+            self._agree(_Asked(number, label, effort))
         if self._leader_comm is not None and self._group_comm is not None:
             if self.leader == self.team.rank:
                 learned = self._measure(effort, learned.model)
@@ -224,6 +228,19 @@ class SyncedClock:
         self.knots.append(knot)
         self._steer(model)
         return knot
+
+    def _agree(self, asked: _Asked) -> None:
+        """Make sure that all ranks are about to do the same; wait for them asleep, as measuring spins."""
+        self.team.barrier()
+        of_root = self.team.bcast(asked)
+
+        def compare() -> None:
+            if asked != of_root:
+                raise InvalidArgumentError(
+                    f"all ranks must synchronise together: rank 0 is at {of_root}, and this one at {asked}"
+                )
+
+        self.team.together(compare)
 
     def maybe_resync(self, interval_s: float = 30.0, effort: Effort = QUICK) -> bool:
         """Synchronise if the last time was longer ago than `interval_s` by rank 0's clock; tell whether it was done.
@@ -381,6 +398,17 @@ def before(a: tuple[int, int], b: tuple[int, int]) -> bool | None:
     if a[1] < b[0]:
         return True
     return False if b[1] < a[0] else None
+
+
+class _Asked(NamedTuple):
+    """What all ranks must mean when they synchronise."""
+
+    number: int
+    label: str
+    effort: Effort
+
+    def __str__(self) -> str:
+        return f"synchronisation {self.number}, {self.label!r}, with {self.effort}"
 
 
 @dataclass(frozen=True)

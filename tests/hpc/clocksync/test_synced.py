@@ -1,6 +1,7 @@
 """Synchronised clocks on real ranks, whose raw clocks are known to be wrong."""
 
 import json
+import math
 import pathlib
 import random
 import signal
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from chronolog_hpc.clientlib import SystemClock
-from chronolog_hpc.clocksync import SyncedClock
+from chronolog_hpc.clocksync import Effort, SyncedClock
 from chronolog_hpc.replay import replay_story
 from chronolog_hpc.session import open_story
 from tests.support.counts import soak
@@ -95,6 +96,39 @@ def test_a_receive_is_never_before_its_send(mpi: Mpi, ranks: int, messages: int)
 def test_a_rank_that_dies_ends_the_job(mpi: Mpi) -> None:
     done = mpi(3, PROGRAM, "dies", 2, timeout=60, check=False)
     assert done.returncode not in (0, -signal.SIGALRM)
+
+
+@pytest.mark.parametrize("what", ["number", "label", "effort"])
+def test_ranks_at_different_synchronisations_are_told_instead_of_waiting(mpi: Mpi, what: str) -> None:
+    for sentence, knots in run(mpi, 2, "differ", what):
+        assert "all ranks must synchronise together: rank 0 is at synchronisation " in sentence
+        assert knots == 0
+
+
+@pytest.mark.parametrize("how", ["synchronises", "leaves"])
+def test_a_rank_that_synchronises_alone_ends_the_job(mpi: Mpi, tmp_path: pathlib.Path, how: str) -> None:
+    done = mpi(2, PROGRAM, "alone_in_a_story", tmp_path / "store", how, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "all ranks must synchronise together" in done.stderr
+    events = replay_story(None, "c", "s", store=tmp_path / "store")
+    assert [event.log_record() for event in events] == ["kept"] * 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"exchanges": 0},
+        {"exchanges": 2.5},
+        {"bursts": 0},
+        {"span_s": math.nan},
+        {"span_s": -1.0},
+        {"timeout_s": math.inf},
+    ],
+)
+def test_an_effort_that_cannot_be_made_is_refused(wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name} of an effort is {value!r}"):
+        Effort(**wrong)
 
 
 def test_a_time_limit_is_kept_and_noted(mpi: Mpi) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from chronolog_hpc.clientlib import ClockModel
 from chronolog_hpc.clocksync import Effort, SyncedClock, before
 from chronolog_hpc.clocksync.raw import RawClock, faulty_clock, system_clock
 from chronolog_hpc.mpi import guard
@@ -208,6 +209,32 @@ def dies(rank: str) -> None:
         signal.signal(signal.SIGALRM, lambda number, frame: os.kill(os.getpid(), signal.SIGKILL))
     with guard(comm):
         clock.sync("never ends", Effort(bursts=10**6, span_s=3600.0, timeout_s=3600.0))
+
+
+def differ(what: str) -> None:
+    """The ranks do not mean the same synchronisation."""
+    clock = faulty(8)
+    try:
+        if what == "number" and not comm.rank:
+            clock.models.append(ClockModel())
+        label = f"step {comm.rank}" if what == "label" else "step"
+        clock.sync(label, Effort(exchanges=10 + comm.rank) if what == "effort" else SHORT)
+    except ValueError as error:
+        show([str(error), len(clock.knots)])
+        clock.close()
+
+
+def alone_in_a_story(store: str, how: str) -> None:
+    """One rank synchronises, and the other does not."""
+    with open_story(comm, "c", "s", store=store, clock=faulty(9)) as story:
+        story.log_event("kept")
+        if comm.rank == 1:
+            assert isinstance(story.clock, SyncedClock)
+            if how == "leaves":
+                sys.exit(0)
+            story.clock.sync("rank 1 alone")
+        elif how == "leaves":
+            story.clock.sync("without rank 1")  # type: ignore[union-attr]
 
 
 def limited() -> None:
