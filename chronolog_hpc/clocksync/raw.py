@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 _ATTEMPTS = 8
+_SLEW_SPAN_NS = 1_000_000_000
+_SLEW_LIMIT = 1e-6
+_STEP_LIMIT_NS = 1_000_000
 
 
 class RawClock(NamedTuple):
@@ -52,6 +56,27 @@ class Health(NamedTuple):
     def step_ns(self, earlier: Health) -> int:
         """Return by how much the wall clock was moved against CLOCK_MONOTONIC since `earlier`."""
         return (self.realtime_ns - earlier.realtime_ns) - (self.monotonic_ns - earlier.monotonic_ns)
+
+
+def clock_changes(healths: Sequence[Health]) -> list[str]:
+    """Return what NTP has done to the kernel's clocks meanwhile, in sentences.
+
+    A rate that stays as it is disturbs nobody: it is measured. So rates are compared with each other, over at least a second.
+    """
+    found = []
+    for before, after in pairwise(healths):
+        if abs(after.step_ns(before)) > _STEP_LIMIT_NS:
+            step_ns = after.step_ns(before)
+            found.append(f"the wall clock was stepped by {step_ns} ns, which moves no timestamp")
+    slews, begin = [], healths[0]
+    for health in healths:
+        if health.monotonic_raw_ns - begin.monotonic_raw_ns >= _SLEW_SPAN_NS:
+            slews.append(health.slew(begin) * 1e6)
+            begin = health
+    change_ppm = max((after - before for before, after in pairwise(slews)), key=abs, default=0.0)
+    if abs(change_ppm) > _SLEW_LIMIT * 1e6:
+        found.append(f"NTP has changed the rate of the clock, by up to {change_ppm:.1f} ppm")
+    return found
 
 
 def system_clock() -> RawClock:

@@ -20,7 +20,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,7 +38,7 @@ from chronolog_hpc.clocksync.bounds import I64, refine
 from chronolog_hpc.clocksync.hlc import HybridClock
 from chronolog_hpc.clocksync.measure import Effort, answer, ask, measure, teach
 from chronolog_hpc.clocksync.online import online
-from chronolog_hpc.clocksync.raw import Health, RawClock, system_clock
+from chronolog_hpc.clocksync.raw import Health, RawClock, clock_changes, system_clock
 from chronolog_hpc.clocksync.tree import edges, leaders_of
 from chronolog_hpc.mpi import Team, load_mpi, wait
 
@@ -49,10 +48,7 @@ if TYPE_CHECKING:
 QUICK = Effort(bursts=5, exchanges=100, span_s=0.0, timeout_s=1.0)
 """For a resynchronisation: the slope comes from the time since the last one."""
 
-_SLEW_SPAN_NS = 1_000_000_000
 _PROOF_EXCHANGES = 10
-_SLEW_LIMIT = 1e-6
-_STEP_LIMIT_NS = 1_000_000
 _TURN = 5
 
 
@@ -335,15 +331,7 @@ class SyncedClock:
                 )
             if not knot.consistent:
                 found.append(f"sync {knot.number} ({knot.label}): the clock did not run at a constant rate")
-        healths = [self._started, *(knot.health for knot in self.knots)]
-        for before, after in pairwise(healths):
-            long_enough = after.monotonic_raw_ns - before.monotonic_raw_ns > _SLEW_SPAN_NS
-            if long_enough and abs(after.slew(before)) > _SLEW_LIMIT:
-                found.append(f"NTP slews the clock by {after.slew(before) * 1e6:.1f} ppm")
-            if abs(after.step_ns(before)) > _STEP_LIMIT_NS:
-                found.append(
-                    f"the wall clock was stepped by {after.step_ns(before)} ns, which moves no timestamp"
-                )
+        found += clock_changes([self._started, *(knot.health for knot in self.knots)])
         if self.in_turn:
             found.append("more clocks are measured on a host than it has cores, so they take turns")
         return found
