@@ -31,6 +31,15 @@ def test_a_report_of_injected_faults(mpi: Mpi, tmp_path: pathlib.Path) -> None:
     assert again.stderr.count("never overwritten") == 1
 
 
+def test_rank_0_does_not_make_the_windows_look_narrower(mpi: Mpi, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "clock.json"
+    options = ("--seconds", "0", "--inject", "1000,50", "--json", path)
+    mpi(2, "-m", "chronolog_hpc", "clock", *options, timeout=60)
+    result = json.loads(path.read_text())
+    narrowest = min(knot["half_ns"] for knot in result["per_rank"][1]["knots"])
+    assert result["window_ns"]["median"] >= narrowest > 0
+
+
 def test_ranks_of_one_host_share_their_clock(mpi: Mpi) -> None:
     said = mpi(2, "-m", "chronolog_hpc", "clock", "--seconds", "0", timeout=60)
     assert "# ranks: 2, clocks: 1" in said.stdout
