@@ -18,7 +18,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,7 +38,7 @@ from chronolog_hpc.clocksync.bounds import I64, refine
 from chronolog_hpc.clocksync.hlc import HybridClock
 from chronolog_hpc.clocksync.measure import Effort, answer, ask, measure, teach
 from chronolog_hpc.clocksync.online import online
-from chronolog_hpc.clocksync.raw import Health, RawClock, clock_changes, system_clock
+from chronolog_hpc.clocksync.raw import Health, RawClock, clock_changes, machine, system_clock
 from chronolog_hpc.clocksync.tree import edges, leaders_of
 from chronolog_hpc.mpi import Team, load_mpi, wait
 
@@ -100,7 +100,8 @@ class SyncedClock:
         origin_ns: what rank 0's raw clock is behind the common time line.
         leader: the rank whose model this one shares; its own number if it is measured itself.
         leaders: all ranks that are measured, and rank 0.
-        in_turn: whether they are measured one after another.
+        in_turn: whether they are measured one after another, because a machine has fewer cores than clocks.
+        crowded: whether a machine has fewer cores than ranks.
     """
 
     now: Callable[[], int]
@@ -137,16 +138,17 @@ class SyncedClock:
     def _group(self, share: bool) -> None:
         """Find the leaders, and give them and each leader's group a communicator."""
         team = self.team
-        told = team.allgather(
-            (self.source.identity if share else str(team.rank), socket.gethostname(), _cores())
-        )
+        told = team.allgather((self.source.identity if share else str(team.rank), machine(), _cores()))
         leaders = leaders_of([identity for identity, _, _ in told])
         self._prove_sameness(leaders)
         self.leader = leaders[team.rank]
         leaders = team.allgather(self.leader)
         self.leaders = sorted(set(leaders))
-        measured = Counter(told[leader][1] for leader in self.leaders)
-        self.in_turn = any(measured[host] > cores for _, host, cores in told)
+        cores: dict[str, int] = {}
+        for _, where, usable in told:
+            cores[where] = cores.get(where, 0) | usable
+        self.in_turn = _is_crowded(cores, [told[leader][1] for leader in self.leaders])
+        self.crowded = _is_crowded(cores, [where for _, where, _ in told])
         self._leader_comm: MPI.Comm | None = None
         self._group_comm: MPI.Comm | None = None
         if team.comm is not None and len(self.leaders) > 1:
@@ -322,7 +324,7 @@ class SyncedClock:
     # -- reporting --
 
     def warnings(self) -> list[str]:
-        """Return what should make somebody doubt this rank's times, in sentences."""
+        """Return what should make somebody doubt this rank's times, in sentences. `report` has those of the job."""
         found = []
         for knot in self.knots:
             if knot.degraded:
@@ -332,8 +334,6 @@ class SyncedClock:
             if not knot.consistent:
                 found.append(f"sync {knot.number} ({knot.label}): the clock did not run at a constant rate")
         found += clock_changes([self._started, *(knot.health for knot in self.knots)])
-        if self.in_turn:
-            found.append("more clocks are measured on a host than it has cores, so they take turns")
         return found
 
     def report(self) -> dict[str, Any]:
@@ -358,6 +358,9 @@ class SyncedClock:
         }
         per_rank = self.team.allgather(own)
         said = [f"rank {rank['rank']}: {warning}" for rank in per_rank for warning in rank["warnings"]]
+        if self.crowded:
+            turns = ", and clocks are measured one after another" if self.in_turn else ""
+            said.append(f"a machine has more ranks than cores: messages take long there{turns}")
         return {"ranks": self.team.size, "clocks": len(self.leaders), "per_rank": per_rank, "warnings": said}
 
     def close(self) -> None:
@@ -424,4 +427,10 @@ class _Found:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    """Return the cores that this rank may use, each of them a bit."""
+    return sum(1 << core for core in os.sched_getaffinity(0))
+
+
+def _is_crowded(cores: Mapping[str, int], places: Sequence[str]) -> bool:
+    """Tell whether a machine has more ranks than cores."""
+    return any(count > cores[where].bit_count() for where, count in Counter(places).items())

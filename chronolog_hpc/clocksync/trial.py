@@ -90,8 +90,7 @@ def run(comm: MPI.Comm | None, seconds: float, fault: Fault | None) -> dict[str,
     }
     if fault is not None:
         result["true_error_ns"] = {
-            name: _summary([rank[name][1] for rank in told], "median", "p99", "max")
-            for name in samples
+            name: _summary([rank[name][1] for rank in told], "median", "p99", "max") for name in samples
         }
         covered = [errors <= halves for rank in told for halves, errors in rank.values()]
         result["covered_fraction"] = float(np.mean(np.concatenate(covered)))

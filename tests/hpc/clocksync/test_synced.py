@@ -141,6 +141,16 @@ def test_resynchronised_when_rank_0_says_so(mpi: Mpi) -> None:
     assert run(mpi, 2, "resync") == [[[False, True], True, 2]] * 2
 
 
+@pytest.mark.parametrize("share", ["shared", "measured"])
+@pytest.mark.parametrize("names", ["same", "other"])
+def test_more_ranks_than_cores_are_said_once_and_counted_by_machine(mpi: Mpi, share: str, names: str) -> None:
+    for in_turn, count, warning in run(mpi, 2, "crowded", share, names):
+        assert in_turn == (share == "measured")
+        assert count == 1
+        assert "a machine has more ranks than cores" in warning
+        assert ("one after another" in warning) == in_turn
+
+
 def test_order_is_known_only_where_windows_do_not_overlap(mpi: Mpi) -> None:
     assert run(mpi, 1, "ordered") == [[True, False, None, None]]
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 import threading
 import time
@@ -255,6 +256,19 @@ def resync() -> None:
     done.append(clock.maybe_resync(0.1))
     show([done, clock.knots[-1].rate_half < 1e-4, len(clock.knots)])
     clock.close()
+
+
+def crowded(share: str, names: str) -> None:
+    """All ranks may use one core of their machine, whatever name each of them has for it."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    if names == "other":
+        socket.gethostname = lambda: f"node{comm.rank}"
+    with SyncedClock(
+        comm, effort=Effort(bursts=2, exchanges=5, span_s=0.0), share=share == "shared"
+    ) as clock:
+        clock.sync()
+        about = [warning for warning in clock.report()["warnings"] if "cores" in warning]
+        show([clock.in_turn, len(about), about[0]])
 
 
 def ordered() -> None:
