@@ -12,6 +12,7 @@ and across jobs. Who is behind an id stands in the store (`describe_clients`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -297,6 +298,7 @@ def _common_clock(team: Team, given: Clock | None) -> Iterator[Clock]:
         clock = stack.enter_context(SyncedClock(team.comm)) if given is None else given
 
         def check() -> None:
+            clock.require_open()
             if (clock.team.rank, clock.team.size) != (team.rank, team.size):
                 raise InvalidArgumentError(
                     f"clock= is rank {clock.team.rank} of {clock.team.size} of its own ranks, and here this is rank "
@@ -447,7 +449,7 @@ def _close(team: Team, rank_story: RankStory, story: str, known: Sequence[str]) 
         clientlib.check(client, client.ReleaseStory(*held), ErrorCode.CL_ERR_NOT_ACQUIRED)
         clientlib.check(client, client.Disconnect())
 
-    for step in (lambda: _sync(rank_story.clock), release):
+    for step in (functools.partial(_sync, rank_story.clock), release):
         try:
             step()
         except Exception as caught:  # noqa: BLE001  it is raised again, on every rank

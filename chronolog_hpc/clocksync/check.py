@@ -50,6 +50,7 @@ def check_pairs(clock: SyncedClock, seed: int | None = None) -> list[PairCheck]:
         clock: synchronised.
         seed: of the pairs; rank 0's counts. None for any.
     """
+    clock.require_open()
     team = clock.team
     if team.comm is None:
         return []

@@ -51,12 +51,14 @@ class Effort:
         Raises:
             InvalidArgumentError: bursts or exchanges are no positive integers, or a time is not finite or negative.
         """
-        for name, count in (("bursts", self.bursts), ("exchanges", self.exchanges)):
+        counts: dict[str, object] = {"bursts": self.bursts, "exchanges": self.exchanges}
+        lengths_s: dict[str, object] = {"span_s": self.span_s, "timeout_s": self.timeout_s}
+        for name, count in counts.items():
             if not isinstance(count, int) or count < 1:
                 raise InvalidArgumentError(
                     f"{name} of an effort is {count!r}: it must be an integer from 1 on"
                 )
-        for name, length_s in (("span_s", self.span_s), ("timeout_s", self.timeout_s)):
+        for name, length_s in lengths_s.items():
             if not (isinstance(length_s, (int, float)) and 0 <= length_s < math.inf):
                 raise InvalidArgumentError(
                     f"{name} of an effort is {length_s!r}: it must be a number of seconds"

@@ -101,6 +101,7 @@ class SyncedClock:
         leader: the rank whose model this one shares; its own number if it is measured itself.
         leaders: all ranks that are measured, and rank 0.
         in_turn: whether they are measured one after another, because a machine has fewer cores than clocks.
+        closed: whether `close` was called.
         crowded: whether a machine has fewer cores than ranks.
     """
 
@@ -126,6 +127,7 @@ class SyncedClock:
         self.effort = effort or Effort()
         self.models: list[ClockModel] = []
         self.knots: list[Knot] = []
+        self.closed = False
         self.team = Team(comm)
         self._started = Health.now()
         self.origin_ns = self.team.bcast(offset_to_utc(self.source.read)[1])
@@ -186,8 +188,10 @@ class SyncedClock:
             effort: how much to measure; None for the clock's own. The same on all ranks.
 
         Raises:
-            InvalidArgumentError: the ranks are not at the same synchronisation; raised on all of them.
+            InvalidArgumentError: the ranks are not at the same synchronisation, raised on all of them; or this clock was
+                closed.
         """
+        self.require_open()
         effort, start_s, number = effort or self.effort, time.monotonic(), len(self.models) + 1
         learned = _Found(ClockModel(number, self.source.read(), self.origin_ns, 0.0, 0, 0.0))
         if len(self.leaders) > 1:
@@ -245,6 +249,7 @@ class SyncedClock:
 
         Collective: synchronises.
         """
+        self.require_open()
         age_ns = self.source.read() - self.models[-1].base_ns if self.models else 2**62
         due = self.team.bcast(age_ns > interval_s * 1e9)
         if due:
@@ -341,6 +346,7 @@ class SyncedClock:
 
         Collective: synchronises.
         """
+        self.require_open()
         own: dict[str, Any] = {
             "rank": self.team.rank,
             "host": socket.gethostname(),
@@ -363,11 +369,25 @@ class SyncedClock:
             said.append(f"a machine has more ranks than cores: messages take long there{turns}")
         return {"ranks": self.team.size, "clocks": len(self.leaders), "per_rank": per_rank, "warnings": said}
 
+    def require_open(self) -> None:
+        """Make sure that the ranks can still speak to each other.
+
+        Raises:
+            InvalidArgumentError: the clock was closed.
+        """
+        if self.closed:
+            raise InvalidArgumentError(
+                "this clock was closed: it can be read, and nothing else; make a new one"
+            )
+
     def close(self) -> None:
-        """Free the communicators. The clock can still be read.
+        """Free the communicators. The clock can still be read. Closing it twice is harmless.
 
         Collective: over all ranks.
         """
+        if self.closed:
+            return
+        self.closed = True
         for comm in (self._leader_comm, self._group_comm):
             if comm is not None and comm:
                 comm.Free()

@@ -141,6 +141,14 @@ def test_resynchronised_when_rank_0_says_so(mpi: Mpi) -> None:
     assert run(mpi, 2, "resync") == [[[False, True], True, 2]] * 2
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_closed_clock_says_so_and_closes_twice(mpi: Mpi, tmp_path: pathlib.Path, ranks: int) -> None:
+    for said, readable in run(mpi, ranks, "closed", tmp_path / "store"):
+        assert len(said) == 5
+        assert all("this clock was closed" in sentence for sentence in said)
+        assert readable
+
+
 @pytest.mark.parametrize("share", ["shared", "measured"])
 @pytest.mark.parametrize("names", ["same", "other"])
 def test_more_ranks_than_cores_are_said_once_and_counted_by_machine(mpi: Mpi, share: str, names: str) -> None:

@@ -16,6 +16,7 @@ from mpi4py import MPI
 
 from chronolog_hpc.clientlib import ClockModel
 from chronolog_hpc.clocksync import Effort, SyncedClock, before
+from chronolog_hpc.clocksync.check import check_pairs
 from chronolog_hpc.clocksync.raw import RawClock, faulty_clock, system_clock
 from chronolog_hpc.mpi import guard
 from chronolog_hpc.replay import replay_story
@@ -269,6 +270,27 @@ def crowded(share: str, names: str) -> None:
         clock.sync()
         about = [warning for warning in clock.report()["warnings"] if "cores" in warning]
         show([clock.in_turn, len(about), about[0]])
+
+
+def closed(store: str) -> None:
+    """What a closed clock can still do."""
+    clock = faulty(10)
+    clock.sync()
+    clock.close()
+    clock.close()
+    said = []
+    for call in (
+        clock.sync,
+        clock.maybe_resync,
+        clock.report,
+        lambda: check_pairs(clock),
+        lambda: open_story(comm, "c", "s", store=store, clock=clock).__enter__(),
+    ):
+        try:
+            call()
+        except ValueError as error:
+            said.append(str(error))
+    show([said, clock.window()[0] <= clock.now() + 10**6])
 
 
 def ordered() -> None:
