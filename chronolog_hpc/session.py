@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 from chronolog_hpc import clientlib
 from chronolog_hpc.clientlib import (
     STORE_VARIABLE,
+    ChronoLogError,
     Client,
     Clock,
     Durability,
@@ -182,7 +183,8 @@ def open_story(
         durability: what an acknowledged event survives: the death of its "process", or a power cut of its
             "node".
         clock: where this rank's times come from: a `SyncedClock` over `comm`, which is synchronised at the
-            beginning if it never was, and at the end, and stays open; or `SystemClock()` or another clock, which
+            beginning if it never was, and at the end, and stays open (whenever it is synchronised, this story takes its
+            times from the new model at once); or `SystemClock()` or another clock, which
             is only read. None for a new `SyncedClock`, or without MPI for the system's clock.
         description: kept with this rank's events, beside rank, size, host, pid, job and attempt.
 
@@ -222,7 +224,8 @@ def open_story(
                 handle.log_event, handle, client, team.rank, team.size, chronicle, name, directory, common
             )
             try:
-                yield rank_story
+                with _following(handle, common):
+                    yield rank_story
             except BaseException as error:
                 if is_clean_exit(error):
                     _close(team, rank_story, story, known)
@@ -309,6 +312,25 @@ def _common_clock(team: Team, given: Clock | None) -> Iterator[Clock]:
         if not clock.models:
             clock.sync("open")
         yield clock
+
+
+@contextlib.contextmanager
+def _following(handle: StoryHandle, clock: Clock) -> Iterator[None]:
+    """Let the times of a story follow each synchronisation of its clock at once."""
+    if not _is_synced(clock):
+        yield
+        return
+
+    def follow() -> None:
+        # Where the story was released nothing follows, and on a full disk it does so later, by itself.
+        with contextlib.suppress(OSError, ChronoLogError):
+            handle.use_clock(clock)
+
+    clock.followers.append(follow)
+    try:
+        yield
+    finally:
+        clock.followers.remove(follow)
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ class SyncedClock:
         models: of this rank's clock, one for each synchronisation.
         knots: likewise.
         hlc: stamps for messages.
+        followers: called after each synchronisation. A writer alone notices a new model when its reading is over.
         origin_ns: what rank 0's raw clock is behind the common time line.
         leader: the rank whose model this one shares; its own number if it is measured itself.
         leaders: all ranks that are measured, and rank 0.
@@ -127,6 +128,7 @@ class SyncedClock:
         self.effort = effort or Effort()
         self.models: list[ClockModel] = []
         self.knots: list[Knot] = []
+        self.followers: list[Callable[[], None]] = []
         self.closed = False
         self.team = Team(comm)
         self._started = Health.now()
@@ -229,6 +231,8 @@ class SyncedClock:
         self.models.append(model)
         self.knots.append(knot)
         self._steer(model)
+        for follow in list(self.followers):
+            follow()
         return knot
 
     def _agree(self, asked: _Asked) -> None:

@@ -15,6 +15,7 @@ from chronolog_hpc.clientlib import SystemClock
 from chronolog_hpc.clocksync import Effort, SyncedClock
 from chronolog_hpc.replay import replay_story
 from chronolog_hpc.session import open_story
+from py_chronolog_client.store.format import ALIGNMENT, BlockHeader
 from tests.support.counts import soak
 from tests.support.domains import clock_domains
 from tests.support.launch import Mpi
@@ -222,6 +223,24 @@ def test_a_step_of_the_wall_clock_moves_no_timestamp(
         (warning,) = clock.warnings()
         assert "the wall clock was stepped by -3" in warning
         assert "moves no timestamp" in warning
+
+
+def test_a_story_follows_its_clock_at_once_and_until_it_is_released(tmp_path: pathlib.Path) -> None:
+    def models() -> list[int]:
+        (segment,) = tmp_path.glob("chronicles/*/stories/*/*.log")
+        data = segment.read_bytes()
+        headers = [BlockHeader.unpack(data[at:]) for at in range(0, len(data), ALIGNMENT)]
+        return [header.clock.model_id for header in headers if header is not None and header.count]
+
+    with SyncedClock(None) as clock, open_story(None, "c", "s", store=tmp_path, clock=clock) as story:
+        story.log_event("a")
+        clock.sync("second")
+        story.log_event("b")
+        story.flush()
+        assert models() == [1, 2]
+        story.client.ReleaseStory("c", "s")
+        clock.sync("third")
+    assert not clock.followers
 
 
 def test_the_clock_of_a_story(mpi: Mpi, tmp_path: pathlib.Path) -> None:
