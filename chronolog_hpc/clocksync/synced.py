@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -252,8 +252,15 @@ class SyncedClock:
         """Synchronise if the last time was longer ago than `interval_s` by rank 0's clock; tell whether it was done.
 
         Collective: synchronises.
+
+        Raises:
+            InvalidArgumentError: the interval is no number from 0 on, or as for `sync`.
         """
         self.require_open()
+        if not interval_s >= 0:
+            raise InvalidArgumentError(
+                f"interval_s is {interval_s!r}: it must be a number of seconds from 0 on"
+            )
         age_ns = self.source.read() - self.models[-1].base_ns if self.models else 2**62
         due = self.team.bcast(age_ns > interval_s * 1e9)
         if due:
@@ -283,27 +290,37 @@ class SyncedClock:
         """Return the earliest and the latest time that a raw time may mean; now, if none is given. ns.
 
         Raises:
-            InvalidArgumentError: nothing was synchronised yet.
+            InvalidArgumentError: nothing was synchronised yet, or it does not fit 64 bits.
         """
-        times, halves = self.correct(np.array([self.raw() if raw_ns is None else raw_ns], np.int64))
+        raw_ns = self.raw() if raw_ns is None else raw_ns
+        if not -(2**63) <= raw_ns < 2**63:
+            raise InvalidArgumentError(f"{raw_ns} is no raw time: it must fit 64 bits")
+        times, halves = self.correct(np.array([raw_ns], np.int64))
         return int(times[0] - halves[0]), int(times[0] + halves[0])
 
     def correct(self, raw: I64) -> tuple[I64, I64]:
         """Put raw times on the common time line, interpolated between synchronisations.
 
         Args:
-            raw: int64, shape (n,), ns, from `raw`.
+            raw: integers, shape (n,), ns, from `raw`.
 
         Returns:
             Times (int64, shape (n,), ns since 1970 UTC) and the half-widths of their hard windows (int64, shape
             (n,), ns).
 
         Raises:
-            InvalidArgumentError: nothing was synchronised yet.
+            InvalidArgumentError: nothing was synchronised yet, or these are no integers of 64 bits with a sign in one row.
         """
         if not self.models:
             raise InvalidArgumentError("this clock was never synchronised: call sync() on all ranks first")
-        return correct(self.models, raw)
+        given = np.asarray(raw)
+        fits = given.dtype.kind == "i" or (given.dtype.kind == "u" and given.max(initial=0) < 2**63)
+        if given.ndim != 1 or (given.size and not fits):
+            raise InvalidArgumentError(
+                f"raw times of type {given.dtype} and shape {given.shape} cannot be corrected: give one row of int64, from "
+                "raw()"
+            )
+        return correct(self.models, given.astype(np.int64, copy=False))
 
     def reading(self) -> Reading:
         """Return how a writer makes timestamps for now, and how long it may.
@@ -338,7 +355,8 @@ class SyncedClock:
         for knot in self.knots:
             if knot.degraded:
                 found.append(
-                    f"sync {knot.number} ({knot.label}): only {knot.clean} of {knot.bursts} bursts are clean"
+                    f"sync {knot.number} ({knot.label}): its time was over with {knot.clean} of {knot.bursts} bursts "
+                    "clean, which are too few, or at one end only"
                 )
             if not knot.consistent:
                 found.append(f"sync {knot.number} ({knot.label}): the clock did not run at a constant rate")
@@ -397,6 +415,11 @@ class SyncedClock:
                 comm.Free()
         self._leader_comm = self._group_comm = None
         self.team.__exit__(None, None, None)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a SyncedClock belongs to its rank and cannot be copied: send times, or models, instead"
+        )
 
     def __enter__(self) -> SyncedClock:
         return self
