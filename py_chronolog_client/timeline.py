@@ -9,6 +9,7 @@ first and behind the last, times are extrapolated, and their windows grow.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -68,7 +69,7 @@ def correct(models: Sequence[ClockModel], raw: I64) -> tuple[I64, I64]:
         order = np.argsort(raw, kind="stable")
         times[order], halves[order] = correct(models, raw[order])
         return times, halves
-    spans = _spans(models)
+    spans = _spans(tuple(models))
     edges = [0, *np.searchsorted(raw, [span.from_ns for span in spans[1:]]).tolist(), len(raw)]
     for span, (first, stop) in zip(spans, pairwise(edges), strict=True):
         for start in range(first, stop, _PIECE):
@@ -115,7 +116,8 @@ class _Span(NamedTuple):
         times += self.offset_ns
 
 
-def _spans(models: Sequence[ClockModel]) -> list[_Span]:
+@lru_cache(maxsize=16)
+def _spans(models: tuple[ClockModel, ...]) -> list[_Span]:
     """Return the parts of raw time: before the first model, two between each and the next, behind the last."""
     first, last = models[0], models[-1]
     spans = [_extrapolated(first, -first.window_rate)]
