@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 QUICK = Effort(bursts=5, exchanges=100, span_s=0.0, timeout_s=1.0)
 """For a resynchronisation: the slope comes from the time since the last one."""
 
+OFFSET_ONLY = Effort(bursts=1, exchanges=100, span_s=0.0, timeout_s=1.0)
+"""For one in a place where time is dear: a few ms for each level of the tree, and nothing is tried again."""
+
 _PROOF_EXCHANGES = 10
 _TURN = 5
 

@@ -142,7 +142,9 @@ def test_a_time_limit_is_kept_and_noted(mpi: Mpi) -> None:
 
 
 def test_resynchronised_when_rank_0_says_so(mpi: Mpi) -> None:
-    assert run(mpi, 2, "resync") == [[[False, True], True, 2]] * 2
+    told = run(mpi, 2, "resync")
+    assert [rank[:3] for rank in told] == [[[False, True, True], True, 3]] * 2
+    assert [bursts for *_, bursts in told] == [0, 1], "an offset needs one burst only"
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

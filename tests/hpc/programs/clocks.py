@@ -15,7 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 from chronolog_hpc.clientlib import ClockModel
-from chronolog_hpc.clocksync import Effort, SyncedClock, before
+from chronolog_hpc.clocksync import OFFSET_ONLY, Effort, SyncedClock, before
 from chronolog_hpc.clocksync.check import check_pairs
 from chronolog_hpc.clocksync.raw import RawClock, faulty_clock, system_clock
 from chronolog_hpc.mpi import guard
@@ -255,7 +255,9 @@ def resync() -> None:
     done = [clock.maybe_resync(3600)]
     time.sleep(0.5)
     done.append(clock.maybe_resync(0.1))
-    show([done, clock.knots[-1].rate_half < 1e-4, len(clock.knots)])
+    narrow = clock.knots[-1].rate_half < 1e-4
+    done.append(clock.maybe_resync(0.0, OFFSET_ONLY))
+    show([done, narrow, len(clock.knots), clock.knots[-1].bursts])
     clock.close()
 
 
