@@ -214,12 +214,12 @@ def open_story(
             None if clock is None else type(clock).__name__,
         )
         _compare(team, asked)
+        known = [] if clock is None else _doubts(clock)
         with _common_clock(team, clock) as common:
             opening = _Opening(
                 chronicle, name, attrs, {"durability": durability, "clock": common, "description": described}
             )
             client, handle, directory = _open(team, opening, asked)
-            known = [] if clock is None else _doubts(common)
             rank_story = RankStory(
                 handle.log_event, handle, client, team.rank, team.size, chronicle, name, directory, common
             )

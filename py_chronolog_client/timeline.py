@@ -117,7 +117,7 @@ class _Span(NamedTuple):
 
 
 @lru_cache(maxsize=16)
-def _spans(models: tuple[ClockModel, ...]) -> list[_Span]:
+def _spans(models: tuple[ClockModel, ...]) -> tuple[_Span, ...]:
     """Return the parts of raw time: before the first model, two between each and the next, behind the last."""
     first, last = models[0], models[-1]
     spans = [_extrapolated(first, -first.window_rate)]
@@ -135,7 +135,7 @@ def _spans(models: tuple[ClockModel, ...]) -> list[_Span]:
         spans.append(_Span(left.base_ns, *line, half_ns, slope + wander, left.base_ns))
         middle_ns = left.base_ns + length_ns // 2
         spans.append(_Span(middle_ns, *line, half_ns + wander * length_ns, slope - wander, left.base_ns))
-    return [*spans, _extrapolated(last, last.window_rate)]
+    return (*spans, _extrapolated(last, last.window_rate))
 
 
 def _extrapolated(model: ClockModel, growth: float) -> _Span:

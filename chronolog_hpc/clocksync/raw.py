@@ -101,18 +101,21 @@ def faulty_clock(offset_ns: int, drift_ppm: float) -> RawClock:
 def machine() -> str:
     """Return what is equal on two ranks if they run on the same cores; the name of a host says nothing about it."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return _boot_id()
     except OSError:
         return socket.gethostname()
 
 
 def _identity() -> str:
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = os.readlink("/proc/self/ns/time")
+        boot, namespace = _boot_id(), os.readlink("/proc/self/ns/time")
     except OSError:  # nothing can be said, so nothing is assumed
         return _nobody_elses()
     return f"{boot} {namespace} monotonic"
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _nobody_elses() -> str:
