@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chronolog_hpc import streams
+from chronolog_hpc.services.lifeline import die_with
+from chronolog_hpc.services.memory import keep_buffers
 from chronolog_hpc.services.server import Server, Service
 from chronolog_hpc.services.visor import GRACE_S
 from py_chronolog_client.engine.connection import Address
@@ -19,7 +21,7 @@ from py_chronolog_client.errors import ChronoLogError, NotAuthorizedError
 from py_chronolog_client.tokens import read_tokens
 from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 
-ROLES = ("visor", "keeper")
+ROLES = ("visor", "keeper", "player")
 USAGE = 2
 
 
@@ -27,9 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a service until it is told to stop; return the exit code."""
     parser = _parser()
     args = parser.parse_args(arguments)
+    if args.parent is not None:
+        die_with(args.parent)
     if args.role != "visor" and args.visor is None:
         parser.error(f"a {args.role} needs --visor HOST:PORT")
+    if args.role != "player" and args.directory is None:
+        parser.error(f"a {args.role} needs --directory")
     streams.prepare()
+    keep_buffers()
     logging.basicConfig(
         stream=sys.stderr, level=args.log_level, format=f"%(asctime)s {args.role} %(levelname)s %(message)s"
     )
@@ -49,10 +56,10 @@ def parse_address(text: str) -> Address:
     Raises:
         ArgumentTypeError: it means none.
     """
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    return Address(host.removeprefix("[").removesuffix("]"), int(port))
+    try:
+        return Address.of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 async def _serve(args: argparse.Namespace) -> None:
@@ -73,6 +80,10 @@ def _service(args: argparse.Namespace, identity: Identity) -> Service:
             from chronolog_hpc.services.visor import Visor
 
             return Visor(args.directory, args.grace)
+        case "player":
+            from chronolog_hpc.services.player import Player
+
+            return Player(args.node, args.visor, identity)
         case _:
             from chronolog_hpc.services.keeper import Keeper
 
@@ -82,9 +93,7 @@ def _service(args: argparse.Namespace, identity: Identity) -> Service:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m chronolog_hpc.services", description="Run one service.")
     parser.add_argument("role", choices=ROLES)
-    parser.add_argument(
-        "--directory", type=Path, required=True, help="of the service's store; made if missing"
-    )
+    parser.add_argument("--directory", type=Path, help="of the store of a visor or keeper; made if missing")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at, by which others reach it (%(default)s)"
     )
@@ -100,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
         default=GRACE_S,
         metavar="SECONDS",
         help="how long an acquisition outlives its connection (%(default)s)",
+    )
+    parser.add_argument(
+        "--parent", type=int, metavar="PID", help="of the process that starts this one: die with it"
     )
     parser.add_argument("--log-level", default="INFO", help="DEBUG, INFO, WARNING or ERROR (%(default)s)")
     return parser

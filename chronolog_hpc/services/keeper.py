@@ -4,8 +4,8 @@ Its store is a directory like any other. Blocks that arrive are checked and writ
 nor a large block stops the event loop; a session waits for its own block only. A durable stream is answered when a
 sync has brought the block to the device: all blocks of a client that arrive during one sync share the next.
 
-A page that is asked for is made when the one before it has gone to the kernel. So a reader that is slow, or never
-reads, costs the memory of one page and no thread.
+A part of an answer is made when the one before the last has gone to the kernel. So a reader that is slow, or never
+reads, costs the memory of two parts, and no thread.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeVar
 
-from chronolog_hpc.services.questions import Answer, Follower, described, scanned
+from chronolog_hpc.services.questions import Follower, described, scanned, send_all
 from chronolog_hpc.services.registration import Registration
 from chronolog_hpc.services.server import Service
 from chronolog_hpc.services.session import Body, GoneError, Session
@@ -147,9 +147,9 @@ class Keeper(Service):
                 marks = await self._read(lambda: self._engine.snapshot(chronicle, story))
                 await session.send(messages.Marks(pack_marks(marks)))
             case messages.ListClients():
-                await self._send_all(session, described(self._engine, message))
+                await send_all(session, described(self._engine, message), self._readers)
             case messages.Scan():
-                await self._send_all(session, scanned(self._engine, message))
+                await send_all(session, scanned(self._engine, message), self._readers)
             case messages.Follow():
                 await self._follow(session, message)
             case _:
@@ -174,7 +174,7 @@ class Keeper(Service):
             sequence = entry.intake.sequence
             if message.durable:
                 sequence = await self._write(entry.intake.sync)
-        except OSError as error:
+        except (ChronoLogError, OSError) as error:
             await self._refuse(stream, error)
             return
         await session.send(messages.Opened(message.stream, sequence, entry.intake.is_empty))
@@ -227,7 +227,7 @@ class Keeper(Service):
             entry.waiting.clear()
             try:
                 await self._write(entry.intake.sync)
-            except OSError as error:
+            except (ChronoLogError, OSError) as error:
                 for stream, _ in shared:
                     await self._refuse(stream, error)
                 continue
@@ -304,15 +304,6 @@ class Keeper(Service):
     async def _read(self, action: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._readers, action)
 
-    async def _send_all(self, session: Session, answers: Iterator[Answer]) -> None:
-        """Send what an iterator yields, which is made in a thread, one message after another."""
-        try:
-            while session.is_open and (answer := await self._read(lambda: next(answers, None))) is not None:
-                await session.send(*answer)
-        finally:
-            if isinstance(answers, Generator):
-                await self._read(answers.close)
-
     async def _follow(self, session: Session, question: messages.Follow) -> None:
         """Answer as soon as there is something new; a follower to whom nothing happens costs no thread."""
         cursor = unpack_marks(question.cursor)
@@ -333,7 +324,7 @@ class Keeper(Service):
             self._ears[story].discard(ear)
             if not self._ears[story]:
                 del self._ears[story]
-        await self._send_all(session, answer)
+        await send_all(session, answer, self._readers)
 
 
 def _refused(stream: int, error: Exception) -> messages.Refused:

@@ -1,4 +1,4 @@
-"""Questions about the events of a store, answered message by message.
+"""Questions about stories, answered message by message.
 
 Each answer is an iterator that does its work when it is asked for the next message. So whoever sends them decides how
 far it runs ahead, and what is not sent is not made.
@@ -6,40 +6,70 @@ far it runs ahead, and what is not sent is not made.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from typing import Any, Protocol
 
 import msgpack
 
+from chronolog_hpc.services.session import Session
 from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport, Snapshot
-from py_chronolog_client.engine.embedded import EmbeddedEngine
 from py_chronolog_client.errors import InvalidArgumentError
+from py_chronolog_client.page import MemoryPage, Page
 from py_chronolog_client.store.catalog import Catalog
 from py_chronolog_client.store.storylog import StoryLog
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.messages import Message, pack_marks, unpack_ids, unpack_marks
-from py_chronolog_client.wire.pages import pack_page
+from py_chronolog_client.wire.pages import MAX_PAGE_BYTES, pack_page
+
+_FIRST_EVENTS, _GROWTH = 256, 8
+_COLUMNS_BYTES = 48
+"""Of one event in an aligned page."""
 
 Answer = tuple[Message, list[bytes | memoryview]]
 
 logger = logging.getLogger("chronolog_hpc.services")
 
 
-def described(engine: EmbeddedEngine, question: messages.ListClients) -> Iterator[Answer]:
+class Reader(Protocol):
+    """Who knows of stories: an engine, or all keepers together. What its methods do is said in `Engine`."""
+
+    def clients(self, chronicle: str, story: str) -> dict[int, dict[str, Any]]: ...
+
+    def scan(
+        self,
+        chronicle: str,
+        story: str,
+        start_ns: int,
+        end_ns: int,
+        *,
+        clients: Sequence[int] | None,
+        snapshot: Snapshot | None,
+        since: Snapshot | None,
+        timeout_s: float | None,
+        verify: bool,
+        aligned: bool,
+        report: ScanReport,
+    ) -> Iterator[Page]: ...
+
+
+def described(reader: Reader, question: messages.ListClients) -> Iterator[Answer]:
     """Answer what the clients of a story say of themselves."""
-    for client_id, description in engine.clients(question.chronicle, question.story).items():
+    for client_id, description in reader.clients(question.chronicle, question.story).items():
         yield messages.Description(client_id), [msgpack.packb(description)]
     yield messages.Done(), []
 
 
-def scanned(engine: EmbeddedEngine, question: messages.Scan) -> Iterator[Answer]:
+def scanned(reader: Reader, question: messages.Scan) -> Iterator[Answer]:
     """Answer a scan. The records of a page travel with it, so they are always checked before."""
     if not 0 <= question.start_ns <= MAX_TIME_NS or not 0 <= question.end_ns <= MAX_TIME_NS:
         raise InvalidArgumentError(
             f"no times lie between {question.start_ns} and {question.end_ns} ns: give 0 to 2**64 - 1"
         )
     report = ScanReport()
-    pages = engine.scan(
+    pages = reader.scan(
         question.chronicle,
         question.story,
         question.start_ns,
@@ -52,12 +82,33 @@ def scanned(engine: EmbeddedEngine, question: messages.Scan) -> Iterator[Answer]
         aligned=question.aligned,
         report=report,
     )
-    for page in pages:
-        if len(page):
-            yield from pack_page(page)
+    yield from packed(pages)
     for damage in report.damages:
         yield messages.Damaged(damage.path, damage.offset, damage.reason), []
     yield messages.ScanEnd(report.missing, report.disbelieved, report.unseen), []
+
+
+async def send_all(session: Session, answers: Iterator[Answer], pool: Executor) -> None:
+    """Send what an iterator yields; while one message goes, the next is made in a thread of `pool`.
+
+    What was begun is sent to its end also when the server stops, as far as its patience reaches.
+    """
+    loop = asyncio.get_running_loop()
+
+    def make() -> asyncio.Future[Answer | None]:
+        return loop.run_in_executor(pool, next, answers, None)
+
+    coming = make()
+    try:
+        while (answer := await coming) is not None:
+            coming = make()
+            await session.send(*answer)
+    finally:
+        await asyncio.wait([coming])
+        if not coming.cancelled():
+            coming.exception()
+        if isinstance(answers, Generator):
+            await loop.run_in_executor(pool, answers.close)
 
 
 class Follower:
@@ -85,9 +136,7 @@ class Follower:
 
     def _answer(self, cursor: Snapshot, marks: Snapshot) -> Iterator[Answer]:
         report = ScanReport()
-        for page in self._log.pages(0, MAX_TIME_NS, cursor, marks, report, verify=True):
-            if len(page):
-                yield from pack_page(page)
+        yield from packed(self._log.pages(0, MAX_TIME_NS, cursor, marks, report, verify=True))
         self._say(report)
         yield messages.Marks(pack_marks({**cursor, **marks})), []
 
@@ -96,3 +145,24 @@ class Follower:
         for sentence in {*report.left_out(), *map(str, report.damages)} - self._said:
             self._said.add(sentence)
             logger.warning("following: %s", sentence)
+
+
+def packed(pages: Iterable[Page]) -> Iterator[Answer]:
+    """Yield the messages that carry pages.
+
+    Records are fetched a few at a time: as many as those before let expect to fit a message.
+    """
+    step = _FIRST_EVENTS
+    for page in pages:
+        windows_ns = page.windows_ns()
+        start = 0
+        while start < len(page):
+            payload = page.payload(start, start + step)
+            cut = slice(start, start + len(payload))
+            aligned = None if page.aligned is None else page.aligned[cut]
+            columns = page.times[cut], page.client_ids[cut], page.sequences[cut]
+            yield from pack_page(MemoryPage(*columns, payload, windows_ns[cut], aligned))
+            start += len(payload)
+            part_bytes = len(payload) * _COLUMNS_BYTES + len(payload.data)
+            fitting = len(payload) * MAX_PAGE_BYTES // part_bytes
+            step = max(1, min(_GROWTH * step, fitting))

@@ -20,7 +20,7 @@ from py_chronolog_client.wire.failures import failure_of
 from py_chronolog_client.wire.handshake import Identity
 from py_chronolog_client.wire.messages import Message
 
-_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 0.5
 
 logger = logging.getLogger("chronolog_hpc.services")
 
@@ -64,7 +64,7 @@ class Registration:
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:
-                connection = Connection(self._visor, self._identity)
+                connection = Connection(self._visor, self._identity, "visor")
                 try:
                     self._connection = connection
                     self._stay(connection)
@@ -72,7 +72,8 @@ class Registration:
                     self._connection = None
                     connection.close()
             except ChronoLogError as error:
-                self._say(logging.WARNING, f"not registered with the visor at {self._visor}: {error}")
+                if not self._stopped.is_set():
+                    self._say(logging.WARNING, f"not registered with the visor at {self._visor}: {error}")
             self._stopped.wait(self._pause_s)
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 

@@ -30,8 +30,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import signal
+import socket
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
@@ -52,6 +54,8 @@ STOP_S = 10.0
 """So long what was begun may take when the server stops."""
 
 _BACKLOG = 1024
+_AT_ONCE = 4
+"""So many connections are accepted at a time: each takes a file for some turns of the loop, also where it is refused."""
 
 logger = logging.getLogger("chronolog_hpc.services")
 
@@ -76,6 +80,9 @@ class Service(ABC):
 
     async def ended(self, session: Session) -> None:  # noqa: B027  most roles remember nothing of a session
         """Forget a session from which no more requests will come; answers that are due may still be sent."""
+
+    async def stopping(self) -> None:  # noqa: B027  most roles wait for nobody
+        """Let go of whoever is waited for; sessions take no more requests."""
 
     async def stopped(self) -> None:  # noqa: B027  most roles have nothing to finish
         """Finish what goes on beside the requests; all sessions have ended."""
@@ -126,20 +133,23 @@ class Server:
         """
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_log_trouble)
-        self._listener = await loop.create_server(lambda: Session(self), host, port, backlog=_BACKLOG)
+        for number in (signal.SIGTERM, signal.SIGINT):  # who hears where it listens may tell it to stop
+            loop.add_signal_handler(number, self.stop)
+        self._listener = await loop.create_server(lambda: Session(self), host, port, backlog=_AT_ONCE)
+        for listening in self._listener.sockets:
+            with socket.socket(fileno=os.dup(listening.fileno())) as same:
+                same.listen(_BACKLOG)
         address = Address(*self._listener.sockets[0].getsockname()[:2])
         await self.service.started(address)
         return address
 
     async def run(self) -> None:
         """Serve until SIGTERM, SIGINT or `stop`; then finish what was begun."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
         await self._stopping.wait()
         self._listener.close()
         for session in list(self._sessions):
             session.close()
+        await self.service.stopping()
         tasks = [session.task for session in self._sessions if session.task is not None]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=STOP_S)

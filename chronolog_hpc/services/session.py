@@ -69,7 +69,7 @@ class Session(asyncio.BufferedProtocol):
         self._frames: deque[tuple[Message, Body]] = deque()
         self._queued_bytes = 0
         self._fault: ChronoLogError | None = None
-        self._deaf = False
+        self._deaf = self._leaving = self._peer_ended = False
         self._changed = asyncio.Event()
         self._gone = asyncio.Event()
         self._writable = asyncio.Event()
@@ -153,9 +153,9 @@ class Session(asyncio.BufferedProtocol):
         self._pace()
 
     def eof_received(self) -> bool:
-        self._deaf = True
+        self._peer_ended = self._deaf = True
         self.close()
-        return True  # what has arrived is still answered
+        return not self._leaving  # what has arrived is still answered
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
@@ -244,9 +244,11 @@ class Session(asyncio.BufferedProtocol):
         self._deaf = True
         with suppress(GoneError, asyncio.TimeoutError):
             await asyncio.wait_for(self.send(failure), LINGER_S)
-            self._transport.resume_reading()
+            self._leaving = True
             self._transport.write_eof()
-            await self._until_gone()
+            if not self._peer_ended:
+                self._transport.resume_reading()
+                await self._until_gone()
 
     async def _until_gone(self) -> None:
         with suppress(asyncio.TimeoutError):

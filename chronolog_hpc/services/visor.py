@@ -41,7 +41,7 @@ from py_chronolog_client.wire.messages import Message
 GRACE_S = 10.0
 """An acquisition outlives its connection by so long, and a visor's restart."""
 
-_PATIENCE_S = 2.0
+_PATIENCE_S = 1.5
 """So long somebody who needs a keeper waits for one that is known and away: restarting takes less."""
 _SETTLING_S = 5.0
 """So long after its start a visor waits for keepers that somebody wants to read from."""
@@ -168,7 +168,7 @@ class Visor(Service):
         await asyncio.to_thread(self._catalog.chronicle_attributes, message.chronicle)
         keeper = await self._keeper_for(hold, message.host)
         async with self._changing:
-            uid = await asyncio.to_thread(self._ensure_story, hold.story, message.attributes)
+            uid = await asyncio.to_thread(self._story_for, message)
             if self._ledger.homes.get(hold.story, {}).get(hold.client_id, keeper.node) != keeper.node:
                 raise NoKeepersError(
                     "another keeper was given to this client at the same moment: acquire again"
@@ -179,9 +179,16 @@ class Visor(Service):
         await self._ledger.saved()
         return messages.Acquired(uid, *keeper.address)
 
-    def _ensure_story(self, story: Story, attributes: dict[str, str]) -> int:
-        self._catalog.ensure_story(*story, attributes)
-        return self._catalog.story_created_ns(*story)
+    def _story_for(self, message: messages.Acquire) -> int:
+        """Return the uid of the story that is acquired, which is made if any will do."""
+        if not message.uid:
+            self._catalog.ensure_story(message.chronicle, message.story, message.attributes)
+        uid = self._catalog.story_created_ns(message.chronicle, message.story)
+        if message.uid not in (0, uid):
+            raise NotFoundError(
+                f"the story {message.story!r:.200} was destroyed, and another was made under its name"
+            )
+        return uid
 
     def _hold(self, hold: _Hold, session: Session) -> None:
         """Let a client hold a story for as long as a session lives."""

@@ -15,7 +15,6 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from py_chronolog_client.clock import Clock
@@ -35,10 +34,10 @@ from py_chronolog_client.engine.orphans import spooled_name
 from py_chronolog_client.engine.remote_catalog import RemoteCatalog, checked_attributes
 from py_chronolog_client.engine.shipment import Shipment
 from py_chronolog_client.engine.shipper import Shipper, wait_until
+from py_chronolog_client.engine.spool import open_spool, spool_directory
 from py_chronolog_client.errors import (
     ChronicleExistsError,
     ClosedError,
-    InvalidArgumentError,
     NoPlayersError,
     NotConnectedError,
 )
@@ -49,11 +48,6 @@ if TYPE_CHECKING:
     from py_chronolog_client.engine.remote_reader import RemoteReader
     from py_chronolog_client.page import Page
 
-SPOOL_VARIABLE = "CHRONOLOG_SPOOL"
-"""Environment variable that names the directory of the spool, on a file system of this node."""
-LIMIT_VARIABLE = "CHRONOLOG_SPOOL_LIMIT"
-"""Environment variable: how many bytes of a client's events wait in the spool before new ones are refused."""
-DEFAULT_LIMIT_BYTES = 4 * 2**30
 INTRODUCE_S = 2.0
 """Acquiring a story waits so long for the keeper, so that readers find the client; later it is found later."""
 EXIT_S = 10.0
@@ -92,7 +86,7 @@ class RemoteEngine(Engine):
         self._player = player
         self._identity = identity
         self._closed = False
-        self._catalog = RemoteCatalog(lambda: Connection(visor, identity))
+        self._catalog = RemoteCatalog(lambda: Connection(visor, identity, "visor"))
         self._catalog.greet()
         self._open_reader: RemoteReader | None = None
         self._spool: EmbeddedEngine | None = None
@@ -169,7 +163,7 @@ class RemoteEngine(Engine):
 
     def _open_spool(self) -> EmbeddedEngine:
         if self._spool is None:
-            self._spool = EmbeddedEngine(spool_directory(self.visor), segment_limit_bytes=spool_limit_bytes())
+            self._spool = open_spool(self.visor)
         return self._spool
 
     # -- reading --
@@ -344,35 +338,16 @@ class RemoteWriter(Writer):
         return self._shipment
 
 
-def spool_directory(visor: Address) -> Path:
-    """Return the directory of the spool for a deployment; the one above it is made if it is missing."""
-    base = Path(os.environ.get(SPOOL_VARIABLE) or "~/.chronolog/spool").expanduser()
-    base.mkdir(mode=0o700, parents=not os.environ.get(SPOOL_VARIABLE), exist_ok=True)
-    return base / f"{visor.host}_{visor.port}".replace("/", "_")
-
-
-def spool_limit_bytes() -> int:
-    """Return how much of a client's events may wait in the spool.
-
-    Raises:
-        InvalidArgumentError: CHRONOLOG_SPOOL_LIMIT is no number of bytes.
-    """
-    value = os.environ.get(LIMIT_VARIABLE) or str(DEFAULT_LIMIT_BYTES)
-    if not value.isdecimal() or not int(value):
-        raise InvalidArgumentError(f"{LIMIT_VARIABLE}={value}: give a number of bytes, or unset the variable")
-    return int(value)
-
-
 def _left_in(visor: Address) -> str:
     return (
         f"events are still in the spool {spool_directory(visor)}: the next client that writes to this deployment on this "
-        "machine ships them"
+        "machine ships them, or 'chronolog drain'"
     )
 
 
 def _player_at(address: Address, identity: Identity) -> Connection:
     try:
-        return Connection(address, identity)
+        return Connection(address, identity, "player")
     except NotConnectedError as error:
         raise NoPlayersError(f"no ChronoPlayer: {error}") from error
 

@@ -21,7 +21,7 @@ from py_chronolog_client.engine.connection import Address, Connection, readable
 from py_chronolog_client.engine.embedded import EmbeddedEngine
 from py_chronolog_client.engine.orphans import Orphan, claim, is_dead, orphans
 from py_chronolog_client.engine.shipment import RETRY_S, Link, Shipment
-from py_chronolog_client.errors import ChronoLogError, NoKeepersError, NotConnectedError, NotFoundError
+from py_chronolog_client.errors import ChronoLogError, NoKeepersError, NotConnectedError
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.handshake import Identity
 
@@ -30,6 +30,7 @@ _VISOR_LOOK_S = 0.5
 _ADOPT_EVERY_S = 5.0
 _POLL_S = 0.0005
 _ANSWER_S = 10.0
+_RELEASE_S = 2.0
 
 logger = logging.getLogger("py_chronolog_client")
 
@@ -158,6 +159,7 @@ class Shipper:
             shipment.attributes,
             shipment.client_id,
             socket.gethostname(),
+            shipment.uid,
         )
         try:
             visor = self._connected()
@@ -168,9 +170,6 @@ class Shipper:
             return
         except ChronoLogError as error:
             self._refuse(shipment, error, final=not isinstance(error, NoKeepersError))
-            return
-        if shipment.uid not in (0, acquired.uid):
-            self._refuse(shipment, NotFoundError("the story was destroyed and made again"), final=True)
             return
         shipment.said, shipment.uid = visor, acquired.uid
         address = Address(acquired.keeper_host, acquired.keeper_port)
@@ -185,27 +184,28 @@ class Shipper:
             shipment.error = error
 
     def _finish(self, shipment: Shipment) -> None:
-        """Release the story of a shipment that is over."""
+        """Release the story of a shipment that is over; where the visor stays away, it does so itself after a while."""
+        now_s = time.monotonic()
+        shipment.over_at_s = shipment.over_at_s or now_s
+        if shipment.uid and not self._release(shipment) and now_s < shipment.over_at_s + _RELEASE_S:
+            return
         self._shipments.remove(shipment)
         self._take_off(shipment)
-        if shipment.uid:
-            self._release(messages.Release(shipment.chronicle, shipment.story, shipment.client_id))
         if shipment.adopted and shipment.error is None and shipment.outbox is not None:
             shipment.outbox.remove()
         shipment.done = True
 
-    def _release(self, release: messages.Release) -> None:
-        """Give a story up; where the visor is away, it does so itself after a while."""
-        for _ in range(2):  # the connection may be one that a visor before has ended
-            try:
-                self._connected().ask(release, messages.Done, _ANSWER_S)
-            except NotConnectedError:
-                self._lose_visor()
-            except ChronoLogError as error:
-                logger.debug("client %016x had lost its story before: %s", release.client_id, error)
-                return
-            else:
-                return
+    def _release(self, shipment: Shipment) -> bool:
+        """Give a story up; return whether the visor knows it."""
+        try:
+            release = messages.Release(shipment.chronicle, shipment.story, shipment.client_id)
+            self._connected().ask(release, messages.Done, _ANSWER_S)
+        except NotConnectedError:
+            self._lose_visor()
+            return False
+        except ChronoLogError as error:
+            logger.debug("client %016x had lost its story before: %s", shipment.client_id, error)
+        return True
 
     def _take_off(self, shipment: Shipment) -> None:
         for address, link in list(self._links.items()):
@@ -221,7 +221,7 @@ class Shipper:
             if time.monotonic() < self._visor_retry_at_s:
                 raise NotConnectedError(f"the visor at {self._address} could not be reached a moment ago")
             try:
-                self._visor = Connection(self._address, self._identity)
+                self._visor = Connection(self._address, self._identity, "visor")
             except NotConnectedError:
                 self._visor_retry_at_s = time.monotonic() + RETRY_S
                 raise
@@ -261,11 +261,11 @@ def _adopted(orphan: Orphan) -> Shipment:
     return shipment
 
 
-def wait_until(holds: Callable[[], bool], timeout_s: float) -> bool:
+def wait_until(holds: Callable[[], bool], timeout_s: float, every_s: float = _POLL_S) -> bool:
     """Wait for something that another thread does, without a lock; return whether it is done."""
     deadline = time.monotonic() + timeout_s
     while not holds():
         if time.monotonic() >= deadline:
             return False
-        time.sleep(_POLL_S)
+        time.sleep(every_s)
     return True

@@ -62,7 +62,7 @@ def find_header(descriptor: int, start: int, size_bytes: int, client_id: int) ->
     for at in range(start, size_bytes, _SEARCH_BYTES):
         piece = os.pread(descriptor, _SEARCH_BYTES + HEADER_BYTES, at)
         place = piece.find(BLOCK_MAGIC)
-        while 0 <= place < _SEARCH_BYTES:
+        while 0 <= place < min(_SEARCH_BYTES, size_bytes - at):
             if (at + place) % ALIGNMENT == 0:
                 header = BlockHeader.unpack(piece[place : place + HEADER_BYTES])
                 if header is not None and header.client_id == client_id:

@@ -180,10 +180,10 @@ class Intake:
             self._settle_tail()
 
     def _is_worthless(self) -> bool:
-        """Tell whether there is no block at all in the first segment: a power cut came before its first sync."""
+        """Tell whether no block stands behind the damaged first one: a power cut came before the first sync."""
         descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            return find_header(descriptor, 0, os.fstat(descriptor).st_size, self.client_id) is None
+            return find_header(descriptor, ALIGNMENT, os.fstat(descriptor).st_size, self.client_id) is None
         finally:
             os.close(descriptor)
 
@@ -327,6 +327,7 @@ class Intake:
             self._segment = Segment(self._root, self._path, bytes(block))
             self._offset = self._segment.start
             return
+        self._segment.require_name()  # before a tail is made, perhaps in a later story of that name
         if header.kind == KIND_EVENTS:
             self._settle_tail()
         if self._remains:

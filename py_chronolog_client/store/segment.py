@@ -102,7 +102,7 @@ class Segment:
         segment.descriptor = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             header = complete_block(segment.descriptor, 0, client_id)
-            if header is None:
+            if header is None or os.fstat(segment.descriptor).st_size < header.block_bytes:
                 raise DamageError(segment.path, 0, "this is no segment of this client, or it was cut short")
             segment.start = header.block_bytes
             segment._first_block = os.pread(segment.descriptor, header.block_bytes, 0)

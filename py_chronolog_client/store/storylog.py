@@ -15,7 +15,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,13 +23,10 @@ import numpy.typing as npt
 
 from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport, Snapshot
 from py_chronolog_client.errors import DamageError, NotFoundError, ReplayTimeoutError
-from py_chronolog_client.page import U64, Page, Payload
+from py_chronolog_client.page import PAGE_EVENTS, U64, GatheredPage, Page, Payload, grouped
 from py_chronolog_client.store import acquisition
 from py_chronolog_client.store.clientlog import ClientLog
 from py_chronolog_client.store.stretch import Stretch
-
-PAGE_EVENTS = 2**18
-"""How many events a page of a scan holds at most."""
 
 _WORKERS = 4
 _AHEAD = 8
@@ -262,7 +258,7 @@ def _checked_times(stretch: Stretch) -> U64:
     return stretch.times()
 
 
-class _StoryPage(Page):
+class _StoryPage(GatheredPage):
     """A page of a scan: columns in memory, records where they are."""
 
     __slots__ = ("_clients",)
@@ -278,32 +274,14 @@ class _StoryPage(Page):
         super().__init__(times, client_ids, sequences, aligned)
         self._clients = clients
 
-    def payload(self, start: int = 0, stop: int | None = None) -> Payload:
-        parts = list(self._payloads(start, stop))
-        payload = Payload.join([payload for _, payload in parts])
-        if len(parts) < 2:
-            return payload
-        order = np.empty(len(payload), np.intp)
-        order[np.concatenate([places for places, _ in parts])] = np.arange(len(order))
-        return payload.take(order)
-
-    def records(self, start: int = 0, stop: int | None = None) -> list[bytes]:
-        parts = list(self._payloads(start, stop))
-        found = np.empty(sum(len(places) for places, _ in parts), object)
-        for places, payload in parts:
-            found[places] = payload.records()
-        records: list[bytes] = found.tolist()
-        return records
-
-    def _payloads(self, start: int, stop: int | None) -> Iterator[tuple[npt.NDArray[np.intp], Payload]]:
-        """Yield the places of each client's events, counted from `start`, and their records."""
+    def payloads(self, start: int, stop: int | None) -> Iterator[tuple[npt.NDArray[np.intp], Payload]]:
         sequences = self.sequences[start:stop]
-        for client_id, places in _by_client(self.client_ids[start:stop]):
+        for client_id, places in grouped(self.client_ids[start:stop]):
             yield places, self._clients[client_id].payload(sequences[places])
 
     def windows_ns(self) -> U64:
         windows = np.empty(len(self), np.uint64)
-        for client_id, places in _by_client(self.client_ids):
+        for client_id, places in grouped(self.client_ids):
             log = self._clients[client_id]
             windows[places] = log.windows_ns(self.sequences[places], self.times[places])
         return windows
@@ -333,14 +311,3 @@ def _pages(parts: list[_Part], clients: Mapping[int, ClientLog], aligned: bool) 
         piece = slice(start, start + PAGE_EVENTS)
         columns = times[piece], client_ids[piece], sequences[piece]
         yield _StoryPage(*columns, keys[piece] if aligned else None, clients)
-
-
-def _by_client(client_ids: U64) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
-    """Yield each client with the places of its events, rising."""
-    if not len(client_ids):
-        return
-    order = np.argsort(client_ids, kind="stable")
-    grouped = client_ids[order]
-    starts = [0, *(np.flatnonzero(grouped[1:] != grouped[:-1]) + 1).tolist(), len(order)]
-    for first, stop in pairwise(starts):
-        yield int(grouped[first]), order[first:stop]

@@ -237,3 +237,26 @@ def test_a_story_that_was_destroyed_and_made_again_gets_no_old_events(
     while time.monotonic() < time_out:
         assert records(engine) == [b"new"]
     writer.close()
+
+
+def run_drain(deployment: Deployment, timeout_s: float) -> tuple[int, str]:
+    argv = [sys.executable, "-m", "chronolog_hpc", "drain", "--timeout", str(timeout_s)]
+    done = processes.run(argv, timeout=60, env=deployment.environment())
+    assert "Traceback" not in done.stderr, processes.describe(done)
+    return done.returncode, done.stdout
+
+
+def test_drain_ships_what_is_left_and_names_what_it_cannot(
+    deployment: Deployment, engine: RemoteEngine
+) -> None:
+    assert run_drain(deployment, 5.0) == (0, ""), "nothing is left"
+    leave_something_behind(deployment)
+    deployment.keepers[0].kill()
+    code, said = run_drain(deployment, 0.5)
+    assert code == 1
+    assert said.startswith("not shipped: client ")
+    assert repr(STORY) in said
+    deployment.keepers[0].start()
+    assert run_drain(deployment, 30.0) == (0, "")
+    assert records(engine) == [b"%d" % number for number in range(20_000)]
+    assert not spooled(deployment)

@@ -98,7 +98,7 @@ class Deployment:
         self.roles: list[Role] = []
         self.visor = self.start("visor", "--grace", GRACE_S)
         self.keepers = [self.start_keeper(number) for number in range(keepers)]
-        self.player = self.keepers[0]
+        self.player = self.start("player", *self._visor()) if player else None
 
     def start(self, role: str, *more: object, name: str = "") -> Role:
         started = Role(role, self.directory / (name or role), self.tokens, *more)
@@ -106,7 +106,7 @@ class Deployment:
         return started
 
     def start_keeper(self, number: int) -> Role:
-        return self.start("keeper", *self._visor(), name=f"keeper-{number}")
+        return self.start("keeper", *self._visor(), "--node", f"n{number}", name=f"keeper-{number}")
 
     def _visor(self) -> tuple[object, ...]:
         return "--visor", str(self.visor.address)
