@@ -76,6 +76,7 @@ from py_chronolog_client import (  # noqa: E402  only after the check
     StoryHandle,
 )
 from py_chronolog_client.clock import (  # noqa: E402
+    TOLERANCE_NS,
     WANDER,
     Clock,
     ClockModel,
@@ -108,7 +109,7 @@ if TYPE_CHECKING:
     from py_chronolog_client.order import around, story_order
     from py_chronolog_client.page import U64, MemoryPage, Page, Payload
     from py_chronolog_client.store.catalog import Catalog
-    from py_chronolog_client.timeline import correct
+    from py_chronolog_client.timeline import correct, surprise
 
 __all__ = [
     "STORE_VARIABLE",
@@ -144,6 +145,7 @@ __all__ = [
     "StoryHandle",
     "SystemClock",
     "U64",
+    "TOLERANCE_NS",
     "WANDER",
     "WriterStatistics",
     "acquire",
@@ -159,6 +161,7 @@ __all__ = [
     "store_directory",
     "store_path",
     "story_order",
+    "surprise",
 ]
 
 
@@ -170,8 +173,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module("py_chronolog_client.page"), name)
     if name in ("around", "story_order"):
         return getattr(importlib.import_module("py_chronolog_client.order"), name)
-    if name == "correct":
-        return importlib.import_module("py_chronolog_client.timeline").correct
+    if name in ("correct", "surprise"):
+        return getattr(importlib.import_module("py_chronolog_client.timeline"), name)
     if name == "drain":
         return importlib.import_module("py_chronolog_client.engine.draining").drain
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

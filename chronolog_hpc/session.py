@@ -12,6 +12,7 @@ and across jobs. Who is behind an id stands in the store (`describe_clients`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 from chronolog_hpc import clientlib
 from chronolog_hpc.clientlib import (
     STORE_VARIABLE,
+    ChronoLogError,
     Client,
     Clock,
     Durability,
@@ -156,7 +158,7 @@ def open_story(
 
     At the end of the block every rank flushes and releases its story; when the block has been left, every
     event of every rank is visible to all. Events that could not be stored are counted over all ranks and
-    reported by rank 0.
+    reported by rank 0, and so is what makes the times of a rank doubtful.
 
     `sys.exit(0)` and the like are no failure: the rank closes, and waits for the others to do so. Any other
     exception inside the block on one rank releases its story and ends the whole job, with this rank's
@@ -181,7 +183,8 @@ def open_story(
         durability: what an acknowledged event survives: the death of its "process", or a power cut of its
             "node".
         clock: where this rank's times come from: a `SyncedClock` over `comm`, which is synchronised at the
-            beginning if it never was, and at the end, and stays open; or `SystemClock()` or another clock, which
+            beginning if it never was, and at the end, and stays open (whenever it is synchronised, this story takes its
+            times from the new model at once); or `SystemClock()` or another clock, which
             is only read. None for a new `SyncedClock`, or without MPI for the system's clock.
         description: kept with this rank's events, beside rank, size, host, pid, job and attempt.
 
@@ -211,6 +214,7 @@ def open_story(
             None if clock is None else type(clock).__name__,
         )
         _compare(team, asked)
+        known = [] if clock is None else _doubts(clock)
         with _common_clock(team, clock) as common:
             opening = _Opening(
                 chronicle, name, attrs, {"durability": durability, "clock": common, "description": described}
@@ -220,15 +224,16 @@ def open_story(
                 handle.log_event, handle, client, team.rank, team.size, chronicle, name, directory, common
             )
             try:
-                yield rank_story
+                with _following(handle, common):
+                    yield rank_story
             except BaseException as error:
                 if is_clean_exit(error):
-                    _close(team, rank_story, story)
+                    _close(team, rank_story, story, known)
                 else:
                     _give_up(rank_story)
                     team.leave(error)
                 raise
-            _close(team, rank_story, story)
+            _close(team, rank_story, story, known)
 
 
 def describe_clients(client: Client, chronicle: str, story: str) -> dict[int, ClientInfo]:
@@ -296,6 +301,7 @@ def _common_clock(team: Team, given: Clock | None) -> Iterator[Clock]:
         clock = stack.enter_context(SyncedClock(team.comm)) if given is None else given
 
         def check() -> None:
+            clock.require_open()
             if (clock.team.rank, clock.team.size) != (team.rank, team.size):
                 raise InvalidArgumentError(
                     f"clock= is rank {clock.team.rank} of {clock.team.size} of its own ranks, and here this is rank "
@@ -306,6 +312,25 @@ def _common_clock(team: Team, given: Clock | None) -> Iterator[Clock]:
         if not clock.models:
             clock.sync("open")
         yield clock
+
+
+@contextlib.contextmanager
+def _following(handle: StoryHandle, clock: Clock) -> Iterator[None]:
+    """Let the times of a story follow each synchronisation of its clock at once."""
+    if not _is_synced(clock):
+        yield
+        return
+
+    def follow() -> None:
+        # Where the story was released nothing follows, and on a full disk it does so later, by itself.
+        with contextlib.suppress(OSError, ChronoLogError):
+            handle.use_clock(clock)
+
+    clock.followers.append(follow)
+    try:
+        yield
+    finally:
+        clock.followers.remove(follow)
 
 
 @dataclass(frozen=True)
@@ -433,27 +458,49 @@ def _give_up(rank_story: RankStory) -> None:
         _report([lost], rank_story.story, rank_story.chronicle)
 
 
-def _close(team: Team, rank_story: RankStory, story: str) -> None:
-    """Close on all ranks, and report what could not be stored on any of them."""
-    error: Exception | None = None
-    if _is_synced(rank_story.clock):
-        from chronolog_hpc.clocksync import QUICK
+def _close(team: Team, rank_story: RankStory, story: str, known: Sequence[str]) -> None:
+    """Close on all ranks, and report what could not be stored on any of them, and what their clocks did.
 
-        rank_story.clock.sync("close", QUICK)
-    try:
-        client = rank_story.client
-        held = (rank_story.chronicle, rank_story.story)
+    Args:
+        known: what the clock's warnings were before.
+    """
+    error: Exception | None = None
+    client, held = rank_story.client, (rank_story.chronicle, rank_story.story)
+
+    def release() -> None:
         clientlib.check(client, client.ReleaseStory(*held), ErrorCode.CL_ERR_NOT_ACQUIRED)
         clientlib.check(client, client.Disconnect())
-    except Exception as caught:  # noqa: BLE001  it is raised again, on every rank
-        error = caught
+
+    for step in (functools.partial(_sync, rank_story.clock), release):
+        try:
+            step()
+        except Exception as caught:  # noqa: BLE001  it is raised again, on every rank
+            error = error or caught
     team.leave(None)
     lost = dict(rank_story.statistics().lost)
     if team.total(sum(lost.values())):
         losses = team.allgather(lost)
         if not team.rank:
             _report(losses, story, rank_story.chronicle)
+    doubts = [warning for warning in _doubts(rank_story.clock) if warning not in known]
+    if team.total(len(doubts)):
+        for rank, warnings in enumerate(team.allgather(doubts)):
+            for warning in warnings if not team.rank else ():
+                logger.warning("clock of rank %d: %s", rank, warning)
     team.agree(error)
+
+
+def _sync(clock: Clock) -> None:
+    """Synchronise at the end, if this clock can be."""
+    if _is_synced(clock):
+        from chronolog_hpc.clocksync import QUICK
+
+        clock.sync("close", QUICK)
+
+
+def _doubts(clock: Clock) -> list[str]:
+    """Return what a clock says against itself on this rank."""
+    return clock.warnings() if _is_synced(clock) else []
 
 
 def _report(losses: Sequence[Mapping[str, int]], story: str, chronicle: str) -> None:

@@ -24,6 +24,10 @@ ALWAYS = 2**64
 WANDER = 1e-7
 """By how much the rate of a clock may wander while a model is in use, relative."""
 
+TOLERANCE_NS = 50
+"""How far times may leave the model before their offset is refreshed; part of the window."""
+
+_REFRESH_NS = 1_000_000_000
 _LAYOUT = struct.Struct("<QqqdQd")
 MODEL_BYTES = _LAYOUT.size
 
@@ -55,6 +59,10 @@ class ClockModel:
             return UNKNOWN_WINDOW_NS
         grown_ns = math.ceil(self.window_rate * abs(raw_ns - self.base_ns))
         return min(self.window_ns + grown_ns, UNKNOWN_WINDOW_NS)
+
+    def fresh_for_ns(self) -> int:
+        """Return how long a constant offset stays within the tolerance; a second at most, to learn of a new model."""
+        return int(min(_REFRESH_NS, TOLERANCE_NS / abs(self.rate))) if self.rate else _REFRESH_NS
 
     def pack(self) -> bytes:
         """Return the 48 bytes that block and tail headers hold."""
@@ -95,6 +103,12 @@ class Reading:
     """Whether `tick` is known never to decrease (a kernel's monotonic clock)."""
     until: int = ALWAYS
     """The last tick for which this is right; a writer then asks its clock again."""
+
+    def refreshed(self) -> Reading:
+        """Return a reading with the offset that the model gives now, and for as long as it is within the tolerance."""
+        raw_ns = self.tick()
+        offset_ns = self.model.time_at(raw_ns) - raw_ns
+        return replace(self, offset_ns=offset_ns, until=raw_ns + self.model.fresh_for_ns())
 
     def not_before(self, last_ns: int) -> Reading:
         """Return a reading whose times never decrease and are at least `last_ns`.

@@ -1,13 +1,15 @@
 """The models of one clock over a job, and the best time that they give to a raw reading.
 
 Between two synchronisations times are interpolated, which needs no slope: both ends are known within their
-windows, so everything in between is, as far as the clock ran at a constant rate. Before the first and behind
-the last, times are extrapolated, and their windows grow.
+windows, so everything in between is, as far as the clock ran at a constant rate. Where it did not, as the
+second model shows, nobody knows when it jumped: then the windows in between are wider by the whole jump. Before the
+first and behind the last, times are extrapolated, and their windows grow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -67,13 +69,20 @@ def correct(models: Sequence[ClockModel], raw: I64) -> tuple[I64, I64]:
         order = np.argsort(raw, kind="stable")
         times[order], halves[order] = correct(models, raw[order])
         return times, halves
-    spans = _spans(models)
+    spans = _spans(tuple(models))
     edges = [0, *np.searchsorted(raw, [span.from_ns for span in spans[1:]]).tolist(), len(raw)]
     for span, (first, stop) in zip(spans, pairwise(edges), strict=True):
         for start in range(first, stop, _PIECE):
             piece = slice(start, min(start + _PIECE, stop))
             span.correct(raw[piece], times[piece], halves[piece])
     return times, halves
+
+
+def surprise(earlier: ClockModel, later: ClockModel) -> tuple[int, bool]:
+    """Return by how much a model is not where the one before it had predicted, in ns, and whether both windows allow that."""
+    base_ns = later.base_ns
+    off_ns = later.time_at(base_ns) - earlier.time_at(base_ns)
+    return off_ns, abs(off_ns) <= later.window_ns + earlier.half_at(base_ns)
 
 
 class _Span(NamedTuple):
@@ -107,7 +116,8 @@ class _Span(NamedTuple):
         times += self.offset_ns
 
 
-def _spans(models: Sequence[ClockModel]) -> list[_Span]:
+@lru_cache(maxsize=16)
+def _spans(models: tuple[ClockModel, ...]) -> tuple[_Span, ...]:
     """Return the parts of raw time: before the first model, two between each and the next, behind the last."""
     first, last = models[0], models[-1]
     spans = [_extrapolated(first, -first.window_rate)]
@@ -118,11 +128,14 @@ def _spans(models: Sequence[ClockModel]) -> list[_Span]:
         # The reference itself does not wander; any other clock may, the more the farther both models are.
         measured = bool(left.window_rate or right.window_rate)
         wander, half_ns = WANDER * measured, left.window_ns + _ROUNDING_NS * measured
+        jump_ns, allowed = surprise(left, right)
+        if not allowed:
+            half_ns += abs(jump_ns) + right.window_ns + left.half_at(right.base_ns)
         line = left.offset_ns, rate
         spans.append(_Span(left.base_ns, *line, half_ns, slope + wander, left.base_ns))
         middle_ns = left.base_ns + length_ns // 2
         spans.append(_Span(middle_ns, *line, half_ns + wander * length_ns, slope - wander, left.base_ns))
-    return [*spans, _extrapolated(last, last.window_rate)]
+    return (*spans, _extrapolated(last, last.window_rate))
 
 
 def _extrapolated(model: ClockModel, growth: float) -> _Span:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from chronolog_hpc.clientlib import ClockModel
 from chronolog_hpc.clocksync.bounds import learn
-from py_chronolog_client.timeline import correct
+from py_chronolog_client.timeline import correct, surprise
 from tests.hpc.clocksync.worlds import Affine, bursts, true_model
 
 SECOND = 1_000_000_000
@@ -65,3 +65,23 @@ def test_the_reference_itself_has_no_window() -> None:
     times, halves = correct(models, np.arange(0, 3 * SECOND, SECOND // 7, dtype=np.int64))
     assert not halves.any()
     assert np.all(times == np.arange(0, 3 * SECOND, SECOND // 7) + 7)
+
+
+@given(
+    CLOCKS, st.sampled_from([-1, 1]), st.integers(2 * 10**5, 10**9), st.floats(0, 1), st.integers(0, 10**6)
+)
+def test_a_clock_that_jumped_between_two_models_is_covered_before_and_behind(
+    local: Affine, sign: int, jump_ns: int, place: float, seed: int
+) -> None:
+    chance = random.Random(seed)
+    reference, jumped = Affine(0, 0.0), Affine(local.offset_ns + sign * jump_ns, local.drift)
+    first = learn(bursts(chance, local, reference, 8), true_model(reference)).model
+    later = bursts(chance, jumped, reference, 8, begin_ns=10 * SECOND)
+    second = learn(later, true_model(reference, 2)).model
+    assert not surprise(first, second)[1]
+    at_ns = SECOND + round(place * 9 * SECOND)
+    true = np.array([chance.randrange(SECOND, 10 * SECOND) for _ in range(100)], np.int64)
+    raw = np.array([(local if t < at_ns else jumped).at(t) for t in true.tolist()], np.int64)
+    inside = (raw >= first.base_ns) & (raw < second.base_ns)
+    times, halves = correct([first, second], raw[inside])
+    assert np.all(np.abs(times - true[inside]) <= halves + 2)

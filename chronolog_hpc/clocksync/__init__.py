@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from chronolog_hpc.clocksync.hlc import HybridClock
 from chronolog_hpc.clocksync.measure import Effort
-from chronolog_hpc.clocksync.synced import QUICK, Knot, SyncedClock, before
+from chronolog_hpc.clocksync.synced import OFFSET_ONLY, QUICK, Knot, SyncedClock, before
 
-__all__ = ["QUICK", "Effort", "HybridClock", "Knot", "SyncedClock", "before"]
+__all__ = ["OFFSET_ONLY", "QUICK", "Effort", "HybridClock", "Knot", "SyncedClock", "before"]

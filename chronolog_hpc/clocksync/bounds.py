@@ -128,13 +128,14 @@ def learn(bursts: Sequence[Burst], reference: ClockModel) -> Learned:
         rate_half = RATE_LIMIT
     last = bursts[-1]
     latest_ns = last.reached_ns + max(0, math.ceil((last.after_ns - last.before_ns) * (1 + RATE_LIMIT)))
+    wander_ns = WANDER * (base_ns - bursts[0].before_ns)  # no line need keep bounds that are so far apart
     reference_half_ns = max(reference.half_at(last.answered_ns), reference.half_at(latest_ns))
     model = ClockModel(
         model_id=reference.model_id,
         base_ns=base_ns,
         offset_ns=origin_ns + round(theta),
         rate=rate,
-        window_ns=math.ceil(half_ns) + 1 + reference_half_ns,
+        window_ns=math.ceil(half_ns + wander_ns) + 1 + reference_half_ns,
         window_rate=rate_half + WANDER + reference.window_rate * (1 + RATE_LIMIT),
     )
     return Learned(model, int(clean.sum()), consistent)

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from chronolog_hpc.clientlib import InvalidArgumentError
+
+_END_NS = 2**63 - 1
+
 
 class HybridClock:
     """The stamps of one rank. They rise strictly, and are ahead of its clock by no more than the clocks differ.
@@ -30,7 +34,15 @@ class HybridClock:
         return self._last_ns
 
     def receive(self, stamp_ns: int) -> int:
-        """Return the stamp of receiving a message with the stamp `stamp_ns`: later than that."""
+        """Return the stamp of receiving a message with the stamp `stamp_ns`: later than that.
+
+        Raises:
+            InvalidArgumentError: that is no time of 63 bits, and would spoil all later stamps.
+        """
+        if not 0 <= stamp_ns < _END_NS:
+            raise InvalidArgumentError(
+                f"a message came with the stamp {stamp_ns}, which is no time of 63 bits"
+            )
         now_ns = self._now()
         stamp_ns = max(now_ns, self._last_ns + 1, stamp_ns + 1)
         self.push_ns = max(self.push_ns, stamp_ns - now_ns)

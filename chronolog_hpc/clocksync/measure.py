@@ -11,6 +11,7 @@ Where leaders outnumber the cores of a host, edges are measured one after anothe
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from array import array
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chronolog_hpc.clientlib import ClockModel
+from chronolog_hpc.clientlib import ClockModel, InvalidArgumentError
 from chronolog_hpc.clocksync.bounds import Burst, Learned, about_rate, are_clean, best_of, learn
 from chronolog_hpc.clocksync.tree import Edge
 from chronolog_hpc.mpi import load_mpi, wait
@@ -43,6 +44,25 @@ class Effort:
     """How long the measurement takes at least: the longer, the better the slopes."""
     timeout_s: float = 5.0
     """After so long it ends, and what is not clean by then is marked degraded."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done.
+
+        Raises:
+            InvalidArgumentError: bursts or exchanges are no positive integers, or a time is not finite or negative.
+        """
+        counts: dict[str, object] = {"bursts": self.bursts, "exchanges": self.exchanges}
+        lengths_s: dict[str, object] = {"span_s": self.span_s, "timeout_s": self.timeout_s}
+        for name, count in counts.items():
+            if not isinstance(count, int) or count < 1:
+                raise InvalidArgumentError(
+                    f"{name} of an effort is {count!r}: it must be an integer from 1 on"
+                )
+        for name, length_s in lengths_s.items():
+            if not (isinstance(length_s, (int, float)) and 0 <= length_s < math.inf):
+                raise InvalidArgumentError(
+                    f"{name} of an effort is {length_s!r}: it must be a number of seconds"
+                )
 
     def is_clean(self, bursts: Sequence[Burst]) -> bool:
         """Tell whether bursts are good enough: enough of them are near the best, early ones and late ones."""

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 _ATTEMPTS = 8
+_SLEW_SPAN_NS = 1_000_000_000
+_SLEW_LIMIT = 1e-6
+_STEP_LIMIT_NS = 1_000_000
 
 
 class RawClock(NamedTuple):
@@ -54,6 +59,27 @@ class Health(NamedTuple):
         return (self.realtime_ns - earlier.realtime_ns) - (self.monotonic_ns - earlier.monotonic_ns)
 
 
+def clock_changes(healths: Sequence[Health]) -> list[str]:
+    """Return what NTP has done to the kernel's clocks meanwhile, in sentences.
+
+    A rate that stays as it is disturbs nobody: it is measured. So rates are compared with each other, over at least a second.
+    """
+    found = []
+    for before, after in pairwise(healths):
+        if abs(after.step_ns(before)) > _STEP_LIMIT_NS:
+            step_ns = after.step_ns(before)
+            found.append(f"the wall clock was stepped by {step_ns} ns, which moves no timestamp")
+    slews, begin = [], healths[0]
+    for health in healths:
+        if health.monotonic_raw_ns - begin.monotonic_raw_ns >= _SLEW_SPAN_NS:
+            slews.append(health.slew(begin) * 1e6)
+            begin = health
+    change_ppm = max((after - before for before, after in pairwise(slews)), key=abs, default=0.0)
+    if abs(change_ppm) > _SLEW_LIMIT * 1e6:
+        found.append(f"NTP has changed the rate of the clock, by up to {change_ppm:.1f} ppm")
+    return found
+
+
 def system_clock() -> RawClock:
     """Return CLOCK_MONOTONIC."""
     return RawClock(time.monotonic_ns, _identity())
@@ -72,13 +98,24 @@ def faulty_clock(offset_ns: int, drift_ppm: float) -> RawClock:
     return RawClock(read, _nobody_elses(), of_monotonic)
 
 
+def machine() -> str:
+    """Return what is equal on two ranks if they run on the same cores; the name of a host says nothing about it."""
+    try:
+        return _boot_id()
+    except OSError:
+        return socket.gethostname()
+
+
 def _identity() -> str:
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = os.readlink("/proc/self/ns/time")
+        boot, namespace = _boot_id(), os.readlink("/proc/self/ns/time")
     except OSError:  # nothing can be said, so nothing is assumed
         return _nobody_elses()
     return f"{boot} {namespace} monotonic"
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _nobody_elses() -> str:

@@ -53,6 +53,7 @@ def text(result: Mapping[str, Any]) -> str:
     for check in result["checks"]:
         first, second = check["ranks"]
         verdict = "agree" if check["agrees"] else "DISAGREE"
+        verdict += ", a pair that was measured" if check["measured"] else ""
         lines.append(
             f"ranks {first} and {second}: {check['difference_ns']:.0f} +- {check['half_ns']:.0f} ns, windows "
             f"{check['windows_ns']} ns: {verdict}"

@@ -18,19 +18,27 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from chronolog_hpc.clientlib import ClockModel, InvalidArgumentError, Reading, correct, offset_to_utc
+from chronolog_hpc.clientlib import (
+    TOLERANCE_NS,
+    ClockModel,
+    InvalidArgumentError,
+    Reading,
+    correct,
+    offset_to_utc,
+    surprise,
+)
 from chronolog_hpc.clocksync.bounds import I64, refine
 from chronolog_hpc.clocksync.hlc import HybridClock
 from chronolog_hpc.clocksync.measure import Effort, answer, ask, measure, teach
-from chronolog_hpc.clocksync.raw import Health, RawClock, system_clock
+from chronolog_hpc.clocksync.online import online
+from chronolog_hpc.clocksync.raw import Health, RawClock, clock_changes, machine, system_clock
 from chronolog_hpc.clocksync.tree import edges, leaders_of
 from chronolog_hpc.mpi import Team, load_mpi, wait
 
@@ -40,13 +48,10 @@ if TYPE_CHECKING:
 QUICK = Effort(bursts=5, exchanges=100, span_s=0.0, timeout_s=1.0)
 """For a resynchronisation: the slope comes from the time since the last one."""
 
-TOLERANCE_NS = 50
-"""How far `now` may leave the model before its offset is refreshed; part of the window."""
+OFFSET_ONLY = Effort(bursts=1, exchanges=100, span_s=0.0, timeout_s=1.0)
+"""For one in a place where time is dear: a few ms for each level of the tree, and nothing is tried again."""
 
-_REFRESH_NS = 1_000_000_000
 _PROOF_EXCHANGES = 10
-_SLEW_LIMIT = 1e-6
-_STEP_LIMIT_NS = 1_000_000
 _TURN = 5
 
 
@@ -95,10 +100,13 @@ class SyncedClock:
         models: of this rank's clock, one for each synchronisation.
         knots: likewise.
         hlc: stamps for messages.
+        followers: called after each synchronisation. A writer alone notices a new model when its reading is over.
         origin_ns: what rank 0's raw clock is behind the common time line.
         leader: the rank whose model this one shares; its own number if it is measured itself.
         leaders: all ranks that are measured, and rank 0.
-        in_turn: whether they are measured one after another.
+        in_turn: whether they are measured one after another, because a machine has fewer cores than clocks.
+        closed: whether `close` was called.
+        crowded: whether a machine has fewer cores than ranks.
     """
 
     now: Callable[[], int]
@@ -123,11 +131,13 @@ class SyncedClock:
         self.effort = effort or Effort()
         self.models: list[ClockModel] = []
         self.knots: list[Knot] = []
+        self.followers: list[Callable[[], None]] = []
+        self.closed = False
         self.team = Team(comm)
         self._started = Health.now()
         self.origin_ns = self.team.bcast(offset_to_utc(self.source.read)[1])
         self._group(share)
-        self.now, self._steer = _online(self.source.read)
+        self.now, self._steer = online(self.source.read)
         self.hlc = HybridClock(self.now)
 
     # -- who reads which clock --
@@ -135,16 +145,17 @@ class SyncedClock:
     def _group(self, share: bool) -> None:
         """Find the leaders, and give them and each leader's group a communicator."""
         team = self.team
-        told = team.allgather(
-            (self.source.identity if share else str(team.rank), socket.gethostname(), _cores())
-        )
+        told = team.allgather((self.source.identity if share else str(team.rank), machine(), _cores()))
         leaders = leaders_of([identity for identity, _, _ in told])
         self._prove_sameness(leaders)
         self.leader = leaders[team.rank]
         leaders = team.allgather(self.leader)
         self.leaders = sorted(set(leaders))
-        measured = Counter(told[leader][1] for leader in self.leaders)
-        self.in_turn = any(measured[host] > cores for _, host, cores in told)
+        cores: dict[str, int] = {}
+        for _, where, usable in told:
+            cores[where] = cores.get(where, 0) | usable
+        self.in_turn = _is_crowded(cores, [told[leader][1] for leader in self.leaders])
+        self.crowded = _is_crowded(cores, [where for _, where, _ in told])
         self._leader_comm: MPI.Comm | None = None
         self._group_comm: MPI.Comm | None = None
         if team.comm is not None and len(self.leaders) > 1:
@@ -174,16 +185,22 @@ class SyncedClock:
     def sync(self, label: str = "sync", effort: Effort | None = None) -> Knot:
         """Synchronise all ranks; return what was found out about this one.
 
-        Collective: synchronises, unless all ranks read the same clock; then nothing communicates.
+        Collective: synchronises, unless all ranks read the same clock; then nothing communicates, and nobody learns that
+        a rank is missing.
 
         Args:
-            label: for the report.
-            effort: how much to measure; None for the clock's own.
+            label: for the report; the same on all ranks.
+            effort: how much to measure; None for the clock's own. The same on all ranks.
+
+        Raises:
+            InvalidArgumentError: the ranks are not at the same synchronisation, raised on all of them; or this clock was
+                closed.
         """
+        self.require_open()
         effort, start_s, number = effort or self.effort, time.monotonic(), len(self.models) + 1
         learned = _Found(ClockModel(number, self.source.read(), self.origin_ns, 0.0, 0, 0.0))
         if len(self.leaders) > 1:
-            self.team.barrier()  # asleep: measuring spins
+            self._agree(_Asked(number, label, effort))
         if self._leader_comm is not None and self._group_comm is not None:
             if self.leader == self.team.rank:
                 learned = self._measure(effort, learned.model)
@@ -191,11 +208,11 @@ class SyncedClock:
         model = learned.model
         surprise_ns = 0
         if self.models:
-            earlier = self.models[-1]
-            surprise_ns = model.time_at(model.base_ns) - earlier.time_at(model.base_ns)
-            if abs(surprise_ns) > model.window_ns + earlier.half_at(model.base_ns):
+            surprise_ns, allowed = surprise(self.models[-1], model)
+            if allowed:
+                model = refine(model, self.models[-1])
+            else:  # a slope across a jump would be none
                 learned = replace(learned, consistent=False)
-            model = refine(model, earlier)
         knot = Knot(
             number,
             label,
@@ -217,13 +234,36 @@ class SyncedClock:
         self.models.append(model)
         self.knots.append(knot)
         self._steer(model)
+        for follow in list(self.followers):
+            follow()
         return knot
+
+    def _agree(self, asked: _Asked) -> None:
+        """Make sure that all ranks are about to do the same; wait for them asleep, as measuring spins."""
+        self.team.barrier()
+        of_root = self.team.bcast(asked)
+
+        def compare() -> None:
+            if asked != of_root:
+                raise InvalidArgumentError(
+                    f"all ranks must synchronise together: rank 0 is at {of_root}, and this one at {asked}"
+                )
+
+        self.team.together(compare)
 
     def maybe_resync(self, interval_s: float = 30.0, effort: Effort = QUICK) -> bool:
         """Synchronise if the last time was longer ago than `interval_s` by rank 0's clock; tell whether it was done.
 
         Collective: synchronises.
+
+        Raises:
+            InvalidArgumentError: the interval is no number from 0 on, or as for `sync`.
         """
+        self.require_open()
+        if not interval_s >= 0:
+            raise InvalidArgumentError(
+                f"interval_s is {interval_s!r}: it must be a number of seconds from 0 on"
+            )
         age_ns = self.source.read() - self.models[-1].base_ns if self.models else 2**62
         due = self.team.bcast(age_ns > interval_s * 1e9)
         if due:
@@ -253,27 +293,37 @@ class SyncedClock:
         """Return the earliest and the latest time that a raw time may mean; now, if none is given. ns.
 
         Raises:
-            InvalidArgumentError: nothing was synchronised yet.
+            InvalidArgumentError: nothing was synchronised yet, or it does not fit 64 bits.
         """
-        times, halves = self.correct(np.array([self.raw() if raw_ns is None else raw_ns], np.int64))
+        raw_ns = self.raw() if raw_ns is None else raw_ns
+        if not -(2**63) <= raw_ns < 2**63:
+            raise InvalidArgumentError(f"{raw_ns} is no raw time: it must fit 64 bits")
+        times, halves = self.correct(np.array([raw_ns], np.int64))
         return int(times[0] - halves[0]), int(times[0] + halves[0])
 
     def correct(self, raw: I64) -> tuple[I64, I64]:
         """Put raw times on the common time line, interpolated between synchronisations.
 
         Args:
-            raw: int64, shape (n,), ns, from `raw`.
+            raw: integers, shape (n,), ns, from `raw`.
 
         Returns:
             Times (int64, shape (n,), ns since 1970 UTC) and the half-widths of their hard windows (int64, shape
             (n,), ns).
 
         Raises:
-            InvalidArgumentError: nothing was synchronised yet.
+            InvalidArgumentError: nothing was synchronised yet, or these are no integers of 64 bits with a sign in one row.
         """
         if not self.models:
             raise InvalidArgumentError("this clock was never synchronised: call sync() on all ranks first")
-        return correct(self.models, raw)
+        given = np.asarray(raw)
+        fits = given.dtype.kind == "i" or (given.dtype.kind == "u" and given.max(initial=0) < 2**63)
+        if given.ndim != 1 or (given.size and not fits):
+            raise InvalidArgumentError(
+                f"raw times of type {given.dtype} and shape {given.shape} cannot be corrected: give one row of int64, from "
+                "raw()"
+            )
+        return correct(self.models, given.astype(np.int64, copy=False))
 
     def reading(self) -> Reading:
         """Return how a writer makes timestamps for now, and how long it may.
@@ -283,12 +333,12 @@ class SyncedClock:
         """
         if not self.models:
             raise InvalidArgumentError("this clock was never synchronised: call sync() on all ranks first")
-        model, raw_ns = self.models[-1], self.source.read()
-        kept = replace(model, window_ns=model.window_ns + TOLERANCE_NS) if model.rate else model
-        offset_ns = model.time_at(raw_ns) - raw_ns
+        model = self.models[-1]
         if not model.window_rate:  # the reference itself, which nothing can correct
-            return Reading(self.source.read, offset_ns, kept, steady=True)
-        return Reading(self.source.read, offset_ns, kept, steady=True, until=raw_ns + _fresh_for_ns(model))
+            return Reading(self.source.read, model.offset_ns, model, steady=True)
+        if model.rate:
+            model = replace(model, window_ns=model.window_ns + TOLERANCE_NS)
+        return Reading(self.source.read, model.offset_ns, model, steady=True).refreshed()
 
     # -- messages --
 
@@ -303,26 +353,17 @@ class SyncedClock:
     # -- reporting --
 
     def warnings(self) -> list[str]:
-        """Return what should make somebody doubt this rank's times, in sentences."""
+        """Return what should make somebody doubt this rank's times, in sentences. `report` has those of the job."""
         found = []
         for knot in self.knots:
             if knot.degraded:
                 found.append(
-                    f"sync {knot.number} ({knot.label}): only {knot.clean} of {knot.bursts} bursts are clean"
+                    f"sync {knot.number} ({knot.label}): its time was over with {knot.clean} of {knot.bursts} bursts "
+                    "clean, which are too few, or at one end only"
                 )
             if not knot.consistent:
                 found.append(f"sync {knot.number} ({knot.label}): the clock did not run at a constant rate")
-        healths = [self._started, *(knot.health for knot in self.knots)]
-        for before, after in pairwise(healths):
-            long_enough = after.monotonic_raw_ns - before.monotonic_raw_ns > _REFRESH_NS
-            if long_enough and abs(after.slew(before)) > _SLEW_LIMIT:
-                found.append(f"NTP slews the clock by {after.slew(before) * 1e6:.1f} ppm")
-            if abs(after.step_ns(before)) > _STEP_LIMIT_NS:
-                found.append(
-                    f"the wall clock was stepped by {after.step_ns(before)} ns, which moves no timestamp"
-                )
-        if self.in_turn:
-            found.append("more clocks are measured on a host than it has cores, so they take turns")
+        found += clock_changes([self._started, *(knot.health for knot in self.knots)])
         return found
 
     def report(self) -> dict[str, Any]:
@@ -330,6 +371,7 @@ class SyncedClock:
 
         Collective: synchronises.
         """
+        self.require_open()
         own: dict[str, Any] = {
             "rank": self.team.rank,
             "host": socket.gethostname(),
@@ -347,18 +389,40 @@ class SyncedClock:
         }
         per_rank = self.team.allgather(own)
         said = [f"rank {rank['rank']}: {warning}" for rank in per_rank for warning in rank["warnings"]]
+        if self.crowded:
+            turns = ", and clocks are measured one after another" if self.in_turn else ""
+            said.append(f"a machine has more ranks than cores: messages take long there{turns}")
         return {"ranks": self.team.size, "clocks": len(self.leaders), "per_rank": per_rank, "warnings": said}
 
+    def require_open(self) -> None:
+        """Make sure that the ranks can still speak to each other.
+
+        Raises:
+            InvalidArgumentError: the clock was closed.
+        """
+        if self.closed:
+            raise InvalidArgumentError(
+                "this clock was closed: it can be read, and nothing else; make a new one"
+            )
+
     def close(self) -> None:
-        """Free the communicators. The clock can still be read.
+        """Free the communicators. The clock can still be read. Closing it twice is harmless.
 
         Collective: over all ranks.
         """
+        if self.closed:
+            return
+        self.closed = True
         for comm in (self._leader_comm, self._group_comm):
             if comm is not None and comm:
                 comm.Free()
         self._leader_comm = self._group_comm = None
         self.team.__exit__(None, None, None)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a SyncedClock belongs to its rank and cannot be copied: send times, or models, instead"
+        )
 
     def __enter__(self) -> SyncedClock:
         return self
@@ -375,6 +439,17 @@ def before(a: tuple[int, int], b: tuple[int, int]) -> bool | None:
     if a[1] < b[0]:
         return True
     return False if b[1] < a[0] else None
+
+
+class _Asked(NamedTuple):
+    """What all ranks must mean when they synchronise."""
+
+    number: int
+    label: str
+    effort: Effort
+
+    def __str__(self) -> str:
+        return f"synchronisation {self.number}, {self.label!r}, with {self.effort}"
 
 
 @dataclass(frozen=True)
@@ -401,44 +476,11 @@ class _Found:
         return _Found(model, bursts, clean, bool(degraded), bool(consistent), round_trip_ns)
 
 
-def _online(read: Callable[[], int]) -> tuple[Callable[[], int], Callable[[ClockModel], None]]:
-    """Return `now`, and the function that gives it a new model.
-
-    A constant offset is right for a while; then it is refreshed. Time stands still where a new model would put
-    it back, until the model has caught up.
-    """
-    model = ClockModel()
-    offset_ns, until_ns, floor_ns = 0, -1, 0
-
-    def now() -> int:
-        raw_ns = read()
-        return raw_ns + offset_ns if raw_ns <= until_ns else refresh(raw_ns)
-
-    def refresh(raw_ns: int) -> int:
-        nonlocal offset_ns, until_ns, floor_ns
-        if not model.model_id:
-            raise InvalidArgumentError("this clock was never synchronised: call sync() on all ranks first")
-        floor_ns = max(floor_ns, min(raw_ns, until_ns) + offset_ns)
-        time_ns = model.time_at(raw_ns)
-        if time_ns < floor_ns:
-            offset_ns, until_ns = floor_ns - raw_ns, raw_ns - 1
-            return floor_ns
-        offset_ns, until_ns = time_ns - raw_ns, raw_ns + _fresh_for_ns(model)
-        return time_ns
-
-    def steer(new: ClockModel) -> None:
-        nonlocal model, offset_ns, until_ns, floor_ns
-        if model.model_id:
-            floor_ns = now()
-        model, offset_ns, until_ns = new, 0, -1
-
-    return now, steer
-
-
-def _fresh_for_ns(model: ClockModel) -> int:
-    """Return how long a constant offset stays within the tolerance of a model."""
-    return int(min(_REFRESH_NS, TOLERANCE_NS / abs(model.rate))) if model.rate else _REFRESH_NS
-
-
 def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    """Return the cores that this rank may use, each of them a bit."""
+    return sum(1 << core for core in os.sched_getaffinity(0))
+
+
+def _is_crowded(cores: Mapping[str, int], places: Sequence[str]) -> bool:
+    """Tell whether a machine has more ranks than cores."""
+    return any(count > cores[where].bit_count() for where, count in Counter(places).items())

@@ -46,8 +46,6 @@ from py_chronolog_client.store.tail import (
 
 logger = logging.getLogger("py_chronolog_client")
 
-_ASK_AGAIN_NS = 1_000_000
-
 RETRY_S = 0.05
 """After the file system refused a block, events are refused for so long before it is asked again."""
 
@@ -329,21 +327,23 @@ class Journal:
     def renew(self, claim: Claim) -> None:
         """Ask the clock again if the time of its last reading is over.
 
-        Only a new model ends a block. Where the file system refuses that, the old reading goes on being used for a moment.
+        Only a new model ends a block, or a window that was wider for the time that stood still, when it goes on. Where the
+        file system refuses that, times are made under the old model for a while longer, which needs a fresh offset as
+        well: its window counts on that.
         """
-        raw_ns = self.reading.tick()
-        if raw_ns <= self.reading.until:
+        if self.reading.tick() <= self.reading.until:
             return
         reading = self.clock.reading()
-        if reading.model == self._given.model:
-            self.reading = replace(reading.not_before(self.now()), model=self.reading.model)
-            return
-        try:
-            self._use_reading(claim, reading)
-        except OSError as error:
-            if not is_own(error):
-                raise
-            self.reading = replace(self.reading, until=raw_ns + _ASK_AGAIN_NS)
+        goes_on = reading.not_before(self.now()).model == reading.model
+        if reading.model != (self.reading.model if goes_on else self._given.model):
+            try:
+                self._use_reading(claim, reading)
+                return
+            except OSError as error:
+                if not is_own(error):
+                    raise
+                reading = self._given.refreshed()
+        self.reading = replace(reading.not_before(self.now()), model=self.reading.model)
 
     def _use_reading(self, claim: Claim, reading: Reading) -> None:
         """Let the times come from another reading; the events so far go to a block with the present model."""

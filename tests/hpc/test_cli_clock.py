@@ -22,6 +22,7 @@ def test_a_report_of_injected_faults(mpi: Mpi, tmp_path: pathlib.Path) -> None:
     assert result["true_error_ns"]["interpolated"]["max"] <= result["window_ns"]["max"]
     (check,) = result["checks"]
     assert check["agrees"]
+    assert (sorted(check["ranks"]), check["measured"]) == ([1, 2], False), "rank 0 has measured both"
     assert check["half_ns"] > 0
     for warning in result["warnings"]:
         assert f"warning: {warning}" in said.stdout
@@ -29,6 +30,16 @@ def test_a_report_of_injected_faults(mpi: Mpi, tmp_path: pathlib.Path) -> None:
     again = mpi(2, "-m", "chronolog_hpc", *options, timeout=60, check=False)
     assert again.returncode == 2
     assert again.stderr.count("never overwritten") == 1
+
+
+def test_rank_0_does_not_make_the_windows_look_narrower(mpi: Mpi, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "clock.json"
+    options = ("--seconds", "0", "--inject", "1000,50", "--json", path)
+    mpi(2, "-m", "chronolog_hpc", "clock", *options, timeout=60)
+    result = json.loads(path.read_text())
+    assert result["checks"][0]["measured"]
+    narrowest = min(knot["half_ns"] for knot in result["per_rank"][1]["knots"])
+    assert result["window_ns"]["median"] >= narrowest > 0
 
 
 def test_ranks_of_one_host_share_their_clock(mpi: Mpi) -> None:

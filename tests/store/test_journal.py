@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 
-from py_chronolog_client.clock import ClockModel, Reading
+from py_chronolog_client.clock import TOLERANCE_NS, ClockModel, Reading
 from py_chronolog_client.engine.base import WriterOptions
 from py_chronolog_client.engine.embedded import EmbeddedEngine
 from tests.store.writing import CHRONICLE, STORY, files, read
@@ -98,10 +99,32 @@ def test_a_new_model_ends_the_block_and_a_step_back_is_part_of_the_window(tmp_pa
     after_ns = writer.log_event("it goes on")
     assert abs(after_ns - clock.model.time_at(clock.raw_ns)) <= 2
     writer.flush()
-    assert blocks(tmp_path / "store") == 3, "catching up ends no block"
-    first, *later = windows(tmp_path / "store")
-    assert first == 40
-    assert set(later) == {40 + stood_ns - true_ns}
+    assert blocks(tmp_path / "store") == 4
+    assert windows(tmp_path / "store") == [40, *[40 + stood_ns - true_ns] * 2, 40]
+    writer.close()
+
+
+def test_a_window_is_not_wider_than_the_time_stood_still(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, clock = EmbeddedEngine(tmp_path / "store"), DriftingClock()
+    engine.create_chronicle(CHRONICLE, {})
+    writer = engine.open_writer(CHRONICLE, STORY, {}, WriterOptions(1, clock))
+    writer.log_event("ahead")
+    clock.raw_ns += 2_000
+    clock.model = replace(clock.model, model_id=2, offset_ns=clock.model.offset_ns - 7_000)
+    writer.log_event("it stands still")
+    clock.raw_ns += 20_000
+    with full_disk(monkeypatch):
+        writer.log_event("it goes on, and there is no room to say so")
+    writer.flush()
+    clock.raw_ns += 10**6
+    for number in range(100):
+        clock.raw_ns += 300
+        writer.log_event(f"{number}")
+    writer.flush()
+    assert windows(tmp_path / "store")[3:] == [40] * 100
+    assert blocks(tmp_path / "store") == 4, "the client record, and three models"
     writer.close()
 
 
@@ -124,14 +147,9 @@ def test_events_of_a_client_that_never_noted_its_models_are_aligned_by_those_of_
     writer.close()
 
 
-def test_on_a_full_disk_the_old_reading_goes_on(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine, clock = EmbeddedEngine(tmp_path / "store"), DriftingClock()
-    engine.create_chronicle(CHRONICLE, {})
-    writer = engine.open_writer(CHRONICLE, STORY, {}, WriterOptions(1, clock))
-    returned = [writer.log_event("before")]
-    clock.model = replace(clock.model, model_id=2, window_ns=5)
+@contextlib.contextmanager
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Refuse every write of the store, as a file system without room does."""
 
     def full(*arguments: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -140,12 +158,44 @@ def test_on_a_full_disk_the_old_reading_goes_on(
     try:
         with monkeypatch.context() as patched:
             patched.setattr(os, "pwritev", full)
-            clock.raw_ns += 2_000
-            returned.append(writer.log_event("while it is full"))
+            yield
     finally:
         full.__globals__["__name__"] = name
+
+
+def test_on_a_full_disk_the_old_reading_goes_on(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, clock = EmbeddedEngine(tmp_path / "store"), DriftingClock()
+    engine.create_chronicle(CHRONICLE, {})
+    writer = engine.open_writer(CHRONICLE, STORY, {}, WriterOptions(1, clock))
+    returned = [writer.log_event("before")]
+    clock.model = replace(clock.model, model_id=2, window_ns=5)
+    with full_disk(monkeypatch):
+        clock.raw_ns += 2_000
+        returned.append(writer.log_event("while it is full"))
     assert all(returned)
     assert dict(writer.statistics().lost) == {}
     writer.close()
     found = read(tmp_path / "store")
     assert [event.record for event in found] == [b"before", b"while it is full"]
+
+
+@pytest.mark.parametrize("rate", [1e-3, -1e-3])
+def test_on_a_full_disk_the_old_offset_is_not_used_for_ever(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, rate: float
+) -> None:
+    engine, clock = EmbeddedEngine(tmp_path / "store"), DriftingClock()
+    old = clock.model = replace(clock.model, rate=rate)
+    engine.create_chronicle(CHRONICLE, {})
+    writer = engine.open_writer(CHRONICLE, STORY, {}, WriterOptions(1, clock))
+    writer.log_event("before")
+    clock.model = replace(clock.model, model_id=2, rate=0.0, window_ns=5)
+    with full_disk(monkeypatch):
+        for number in range(50):
+            clock.raw_ns += 700_000
+            time_ns = writer.log_event(f"{number}")
+            assert abs(time_ns - old.time_at(clock.raw_ns)) <= TOLERANCE_NS + 2, number
+    assert dict(writer.statistics().lost) == {}
+    writer.close()
+    assert windows(tmp_path / "store") == [40] * 51, "those of the model under which the times were made"

@@ -333,7 +333,7 @@ class ReadContract(ContractBase):
         assert (clean.damages, clean.missing) == ([], 0)
 
     def test_an_aligned_replay_interpolates_and_keeps_the_times(self, probe: Probe) -> None:
-        first, second = ClockModel(1, 1_000, 0, 0.0, 10, 1e-3), ClockModel(2, 2_000, 100, 0.0, 30, 1e-3)
+        first, second = ClockModel(1, 1_000, 0, 0.0, 10, 1e-1), ClockModel(2, 2_000, 100, 0.0, 30, 1e-3)
         clock, unknown = ManualClock(1_500, first), ManualClock(1_520)
         clock.models = [first]
         writer, other = probe.open(1, clock=clock), probe.open(2, clock=unknown)

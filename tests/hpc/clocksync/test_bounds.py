@@ -1,14 +1,15 @@
 """The window of a learned model holds the truth, whatever the messages did."""
 
+import math
 import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from chronolog_hpc.clientlib import ClockModel
-from chronolog_hpc.clocksync.bounds import RATE_LIMIT, are_clean, best_of, learn, refine
+from chronolog_hpc.clientlib import WANDER, ClockModel
+from chronolog_hpc.clocksync.bounds import RATE_LIMIT, Burst, are_clean, best_of, learn, refine
 from tests.hpc.clocksync.worlds import Affine, bursts, true_model
 
 OFFSETS = st.integers(-(10**9), 10**9)
@@ -100,6 +101,37 @@ def test_a_clock_that_jumps_is_noticed_and_its_window_is_wide() -> None:
     learned = learn(found, true_model(reference))
     assert not learned.consistent
     assert learned.model.window_ns > 300_000
+
+
+@given(st.floats(0, 2 * math.pi), st.floats(0.3, 3), st.floats(0.02, 0.98), st.integers(0, 10**6))
+@example(0.38, 1.26, 0.98, 18035)
+@example(4.14, 1.61, 0.02, 6625)
+def test_a_rate_that_wanders_while_it_is_measured_is_part_of_the_window(
+    phase: float, periods: float, there: float, seed: int
+) -> None:
+    """A minute of bursts, and a rate that leaves its mean by half of what is promised."""
+    chance, span_ns = random.Random(seed), 60 * SECOND
+    period_ns = span_ns * periods
+
+    def theta(raw_ns: int) -> float:
+        return (
+            WANDER
+            / 2
+            * period_ns
+            / math.tau
+            * (math.cos(phase) - math.cos(math.tau * raw_ns / period_ns + phase))
+        )
+
+    found = []
+    for place in range(20):
+        before_ns = span_ns * place // 19
+        reached_ns = before_ns + round(2000 * there) + chance.randrange(100)
+        after_ns = reached_ns + round(2000 * (1 - there)) + chance.randrange(100)
+        seen_ns = round(reached_ns + theta(reached_ns))
+        found.append(Burst(before_ns, seen_ns, seen_ns, after_ns, after_ns - before_ns))
+    model = learn(found, ClockModel(1, 0, 0, 0.0, 0, 0.0)).model
+    error_ns = abs(model.time_at(model.base_ns) - model.base_ns - theta(model.base_ns))
+    assert error_ns <= model.half_at(model.base_ns)
 
 
 @pytest.mark.parametrize("count", [2, 20])

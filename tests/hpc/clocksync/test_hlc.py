@@ -1,5 +1,6 @@
 """Hybrid stamps: a receive is never before its send, stamps rise, and a good clock is not pushed."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,14 @@ def test_receives_come_after_sends_on_clocks_that_differ(steps: list[tuple[int, 
         last[receiver] = received
         now_ns = [time_ns + passed_ns for time_ns in now_ns]
     assert all(clock.push_ns <= 200 + 2 * len(steps) + 1 for clock in clocks)
+
+
+@pytest.mark.parametrize("stamp_ns", [-1, 2**63 - 1, 2**70])
+def test_a_stamp_that_is_no_time_spoils_nothing(stamp_ns: int) -> None:
+    clock = HybridClock(lambda: 1000)
+    with pytest.raises(ValueError, match="which is no time of 63 bits"):
+        clock.receive(stamp_ns)
+    assert clock.receive(1500) == 1501
 
 
 def test_a_good_clock_is_not_pushed() -> None:

@@ -4,15 +4,20 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
-from chronolog_hpc.clocksync import Effort, SyncedClock, before
-from chronolog_hpc.clocksync.raw import faulty_clock, system_clock
+from chronolog_hpc.clientlib import ClockModel
+from chronolog_hpc.clocksync import OFFSET_ONLY, Effort, SyncedClock, before
+from chronolog_hpc.clocksync.check import check_pairs
+from chronolog_hpc.clocksync.raw import RawClock, faulty_clock, system_clock
 from chronolog_hpc.mpi import guard
 from chronolog_hpc.replay import replay_story
 from chronolog_hpc.session import open_story
@@ -139,14 +144,47 @@ def back(step_ns: str) -> None:
     ahead = clock.models[0]
     clock._steer(ahead.__class__(9, ahead.base_ns, ahead.offset_ns + int(step_ns), ahead.rate, 0, 0.0))
     times = [clock.now() for _ in range(1000)]
-    ahead_ns = clock.now() - clock.window()[1]
+    ahead_ns = 0
+    while ahead_ns <= 0:  # the model before goes on for a millisecond
+        times.append(clock.now())
+        ahead_ns = times[-1] - clock.window()[1]
+    stood_ns = times[-1]
     clock._steer(ahead)
     behind = False
     while not behind:
         times.append(clock.now())
-        behind = clock.window()[0] > times[1000]
+        behind = clock.window()[0] > stood_ns
     times += [clock.now() for _ in range(1000)]
-    show([times == sorted(times), ahead_ns > 0, times[-1] > times[1000]])
+    show([times == sorted(times), ahead_ns > 0, times[-1] > stood_ns])
+
+
+def threads() -> None:
+    """Threads read the time while all ranks synchronise again and again, with windows that let it jump."""
+    clock = faulty(6)
+    clock.sync()
+    steps: list[int] = []
+    done = threading.Event()
+
+    def read_on() -> None:
+        last_ns = 0
+        while not done.is_set():
+            time_ns = clock.now()
+            if time_ns < last_ns:
+                steps.append(last_ns - time_ns)
+            last_ns = time_ns
+
+    readers = [threading.Thread(target=read_on) for _ in range(2 if comm.rank else 0)]
+    sys.setswitchinterval(1e-4)
+    for reader in readers:
+        reader.start()
+    end_s = time.monotonic() + 3
+    while comm.bcast(time.monotonic() < end_s):
+        clock.sync("again", Effort(bursts=1, exchanges=10, span_s=0.0, timeout_s=0.1))
+    done.set()
+    for reader in readers:
+        reader.join()
+    show([len(clock.knots) > 3, steps])
+    clock.close()
 
 
 def ring(messages: str) -> None:
@@ -175,6 +213,32 @@ def dies(rank: str) -> None:
         clock.sync("never ends", Effort(bursts=10**6, span_s=3600.0, timeout_s=3600.0))
 
 
+def differ(what: str) -> None:
+    """The ranks do not mean the same synchronisation."""
+    clock = faulty(8)
+    try:
+        if what == "number" and not comm.rank:
+            clock.models.append(ClockModel())
+        label = f"step {comm.rank}" if what == "label" else "step"
+        clock.sync(label, Effort(exchanges=10 + comm.rank) if what == "effort" else SHORT)
+    except ValueError as error:
+        show([str(error), len(clock.knots)])
+        clock.close()
+
+
+def alone_in_a_story(store: str, how: str) -> None:
+    """One rank synchronises, and the other does not."""
+    with open_story(comm, "c", "s", store=store, clock=faulty(9)) as story:
+        story.log_event("kept")
+        if comm.rank == 1:
+            assert isinstance(story.clock, SyncedClock)
+            if how == "leaves":
+                sys.exit(0)
+            story.clock.sync("rank 1 alone")
+        elif how == "leaves":
+            story.clock.sync("without rank 1")  # type: ignore[union-attr]
+
+
 def limited() -> None:
     """Time is up before anything is clean enough: the knot says so."""
     clock = faulty(4)
@@ -191,8 +255,44 @@ def resync() -> None:
     done = [clock.maybe_resync(3600)]
     time.sleep(0.5)
     done.append(clock.maybe_resync(0.1))
-    show([done, clock.knots[-1].rate_half < 1e-4, len(clock.knots)])
+    narrow = clock.knots[-1].rate_half < 1e-4
+    done.append(clock.maybe_resync(0.0, OFFSET_ONLY))
+    show([done, narrow, len(clock.knots), clock.knots[-1].bursts])
     clock.close()
+
+
+def crowded(share: str, names: str) -> None:
+    """All ranks may use one core of their machine, whatever name each of them has for it."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    if names == "other":
+        socket.gethostname = lambda: f"node{comm.rank}"
+    with SyncedClock(
+        comm, effort=Effort(bursts=2, exchanges=5, span_s=0.0), share=share == "shared"
+    ) as clock:
+        clock.sync()
+        about = [warning for warning in clock.report()["warnings"] if "cores" in warning]
+        show([clock.in_turn, len(about), about[0]])
+
+
+def closed(store: str) -> None:
+    """What a closed clock can still do."""
+    clock = faulty(10)
+    clock.sync()
+    clock.close()
+    clock.close()
+    said = []
+    for call in (
+        clock.sync,
+        clock.maybe_resync,
+        clock.report,
+        lambda: check_pairs(clock),
+        lambda: open_story(comm, "c", "s", store=store, clock=clock).__enter__(),
+    ):
+        try:
+            call()
+        except ValueError as error:
+            said.append(str(error))
+    show([said, clock.window()[0] <= clock.now() + 10**6])
 
 
 def ordered() -> None:
@@ -268,6 +368,47 @@ def session(seed: str, store: str) -> None:
             ]
         )
     show(told)
+    clock.close()
+
+
+def jumps(store: str, jump_ns: str) -> None:
+    """The clock of rank 1 jumps between two synchronisations of a story."""
+    jumped_ns = 0
+
+    def of_monotonic(monotonic_ns: int) -> int:
+        return monotonic_ns + comm.rank * 10**9 + jumped_ns
+
+    source = RawClock(lambda: of_monotonic(time.monotonic_ns()), f"rank {comm.rank}", of_monotonic)
+    clock = SyncedClock(comm, source=source, effort=SHORT)
+    called: dict[str, tuple[int, int]] = {}
+    with open_story(comm, "c", "s", store=store, clock=clock) as story:
+
+        def log(part: str, until: Callable[[], bool]) -> None:
+            number = 0
+            while number < 50 or not until():
+                start_ns = time.monotonic_ns()
+                story.log_event(f"{part} {number}")
+                called[f"{part} {number}"] = start_ns, time.monotonic_ns()
+                number += 1
+                time.sleep(0.001)
+
+        log("before the jump", lambda: True)
+        jumped_ns = comm.rank * int(jump_ns)
+        log("behind it", lambda: True)
+        clock.sync("second", SHORT)
+        log("known", lambda: clock.now() - clock.models[-1].time_at(clock.raw()) < 10**6)
+    found: dict[str, list[int]] = {}
+    if comm.rank == 1:
+        events = replay_story(None, "c", "s", store=store, aligned=True)
+        for event, time_ns, half_ns in zip(
+            events, events.aligned_times.tolist(), events.time_window_ns.tolist(), strict=True
+        ):
+            if event.client_id() == story.client_id:
+                early_ns, late_ns = (moment + clock.origin_ns for moment in called[event.log_record()])
+                covered = early_ns - half_ns - 3 <= time_ns <= late_ns + half_ns + 3
+                counts = found.setdefault(event.log_record().rpartition(" ")[0], [0, 0])
+                counts[not covered] += 1
+    show([found, [knot.consistent for knot in clock.knots]])
     clock.close()
 
 
