@@ -97,13 +97,13 @@ def test_the_second_implementation_agrees() -> None:
 
 
 @pytest.mark.parametrize("create", [False, True])
-@pytest.mark.parametrize("marker", ["format 2", "format 10\nonly the future knows"])
+@pytest.mark.parametrize("marker", ["format 3", "format 10\nonly the future knows"])
 def test_a_newer_format_is_refused_by_everybody(golden: pathlib.Path, marker: str, create: bool) -> None:
     text = (golden / "CHRONOLOG").read_text()
     (golden / "CHRONOLOG").write_text(text.replace("format 1", marker))
     before = make.files(golden)
     with pytest.raises(
-        StoreVersionError, match=r"the store has format \d+, this release knows formats up to 1: install"
+        StoreVersionError, match=r"the store has format \d+, this release knows formats up to 2: install"
     ) as caught:
         EmbeddedEngine(golden, create=create)
     assert caught.value.path == str(golden)
