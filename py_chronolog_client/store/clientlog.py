@@ -228,16 +228,23 @@ class ClientLog:
         return f"{self._base_path}.{number}.log" if number else f"{self._base_path}.log"
 
     def _open_files(self, numbers: Sequence[int], report: ScanReport) -> bool:
-        """Open the segments that are new; say whether there are any. A number that is missing is damage."""
+        """Open the segments that are new; say whether there are any. A number that is missing is damage.
+
+        The numbers were listed before the tail was read, so there may be more by now: those of a tail that is as new.
+        """
         before = len(self._files)
-        for number in range(self._next_number, numbers[-1] + 1 if numbers else 0):
+        stop = max(numbers, default=-1) + 1
+        while True:
             try:
-                self._files.append(_File(Descriptor(self._path(number))))
+                self._files.append(_File(Descriptor(self._path(self._next_number))))
             except FileNotFoundError:
-                report.damages.append(DamageError(self._path(number), 0, "this segment is missing"))
+                if self._next_number >= stop:
+                    break
+                reason = "this segment is missing"
+                report.damages.append(DamageError(self._path(self._next_number), 0, reason))
             except DamageError as error:
                 report.caught(error)
-        self._next_number = max(self._next_number, *(number + 1 for number in numbers), 0)
+            self._next_number += 1
         return len(self._files) > before
 
     def _read_headers(self, file: _File, report: ScanReport) -> bool:

@@ -186,25 +186,31 @@ def _closed_client(
         return None
     log, report = ClientLog(directory, client_id, held), ScanReport()
     log.refresh(numbers, report)
-    start = max((each.end_sequence for each in held), default=log.first_sequence)
     end = records[-1][0]
     runs: list[ClockRun] = []
-    expected = start
-    for span in log.spans(start, end) if start < end else ():
-        if not isinstance(span, Stretch) or span.first_sequence != expected:
+    expected = log.first_sequence
+    for span in log.spans(expected, end):
+        if span.first_sequence != expected:
             break
-        span.check()
-        times = span.times()
-        run = ClockRun(span.first_sequence, int(times[0]), int(times[-1]), span.clock)
-        if runs and runs[-1].clock == span.clock and span.first_sequence not in log.clock_starts:
-            runs[-1] = runs[-1]._replace(last_time=run.last_time)
-        else:
-            runs.append(run)
+        if isinstance(span, Stretch):
+            span.check()
+            times = span.times()
+            run = ClockRun(span.first_sequence, int(times[0]), int(times[-1]), span.clock)
+            if runs and runs[-1].clock == span.clock and span.first_sequence not in log.clock_starts:
+                runs[-1] = runs[-1]._replace(last_time=run.last_time)
+            else:
+                runs.append(run)
+        elif runs:
+            break  # a chunk of its own holds one range, and this would be one on either side of another's
         expected = span.end_sequence
     if report.damages:
         raise report.damages[0]
     if expected != end:
-        raise DamageError(directory / f"{client_id:016x}.log", 0, f"event {expected} is missing")
+        path = directory / f"{client_id:016x}.log"
+        raise DamageError(
+            path, 0, f"event {expected} is missing, or in a chunk that has not the events before it"
+        )
+    start = runs[0].first_sequence if runs else end
     return ChunkClient(client_id, start, end - start, numbers[-1] + 1, _distinct(records), tuple(runs))
 
 

@@ -16,7 +16,6 @@ from py_chronolog_client.page import MemoryPage, Page, Payload
 from py_chronolog_client.store import chunkformat, chunking
 from py_chronolog_client.store.chunk import Chunk
 from py_chronolog_client.store.chunkformat import ChunkClient, ClockRun
-from py_chronolog_client.store.chunking import write_chunk
 from py_chronolog_client.store.root import StoreRoot
 from tests.store import independent
 from tests.store.independent import Row
@@ -43,7 +42,7 @@ def write(
     path: pathlib.Path, clients: list[ChunkClient], pages: Iterator[Page] | list[Page]
 ) -> tuple[pathlib.Path, bytes]:
     root = StoreRoot.open(path / "store", create=True, new_format=2)
-    written = write_chunk(root, root.path, clients, pages, lambda: None)
+    written = chunking.write_chunk(root, root.path, clients, pages, lambda: None)
     data = written.path.read_bytes()
     assert (written.size_bytes, written.events) == (len(data), sum(client.count for client in clients))
     assert written.path.stat().st_mode & 0o777 == 0o600
@@ -193,7 +192,7 @@ def test_it_appears_only_when_it_is_confirmed(tmp_path: pathlib.Path) -> None:
             raise FileNotFoundError("the claim is gone")
 
     with pytest.raises(FileNotFoundError, match="the claim is gone"):
-        write_chunk(root, root.path, clients_of(ROWS), [page_of(ROWS)], confirm)
+        chunking.write_chunk(root, root.path, clients_of(ROWS), [page_of(ROWS)], confirm)
     assert seen == [frozenset(), frozenset()]
     assert [path.name for path in root.path.iterdir()] == ["CHRONOLOG"]
 
