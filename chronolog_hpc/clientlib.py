@@ -104,6 +104,8 @@ from py_chronolog_client.errors import (  # noqa: E402
 from py_chronolog_client.store.root import store_path  # noqa: E402
 
 if TYPE_CHECKING:
+    from py_chronolog_client.engine.draining import drain
+    from py_chronolog_client.order import around, story_order
     from py_chronolog_client.page import U64, MemoryPage, Page, Payload
     from py_chronolog_client.store.catalog import Catalog
     from py_chronolog_client.store.census import Known
@@ -146,15 +148,18 @@ __all__ = [
     "WANDER",
     "WriterStatistics",
     "acquire",
+    "around",
     "check",
     "check_is_ours",
     "correct",
+    "drain",
     "offset_to_utc",
     "open_client",
     "release",
     "require_store",
     "store_directory",
     "store_path",
+    "story_order",
 ]
 
 
@@ -164,8 +169,12 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(PACKAGE).__version__
     if name in ("Page", "MemoryPage", "Payload", "U64"):
         return getattr(importlib.import_module("py_chronolog_client.page"), name)
+    if name in ("around", "story_order"):
+        return getattr(importlib.import_module("py_chronolog_client.order"), name)
     if name == "correct":
         return importlib.import_module("py_chronolog_client.timeline").correct
+    if name == "drain":
+        return importlib.import_module("py_chronolog_client.engine.draining").drain
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from chronolog_hpc.clientlib import MemoryPage, Page, Payload, ReplayTimeoutError
+from chronolog_hpc.clientlib import MemoryPage, Page, Payload, ReplayTimeoutError, story_order
 from chronolog_hpc.splitters import I64, Columns
 
 if TYPE_CHECKING:
@@ -286,10 +286,7 @@ def _merge(pieces: Sequence[Piece]) -> MemoryPage:
     keys, client_ids, sequences = (
         np.concatenate([piece.columns[number] for piece in pieces]) for number in range(3)
     )
-    order = np.argsort(keys, kind="stable")
-    sorted_keys, sorted_ids = keys[order], client_ids[order]
-    if np.any((sorted_keys[1:] == sorted_keys[:-1]) & (sorted_ids[1:] < sorted_ids[:-1])):
-        order = np.lexsort((client_ids, keys))  # stable, and each client's events are in order already
+    order = story_order(keys, client_ids, sequences)
     columns = Columns(keys[order], client_ids[order], sequences[order])
     payload = Payload.join([piece.payload for piece in pieces]).take(order)
     windows_ns = times = None

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from chronolog_hpc.clientlib import around
+
 if TYPE_CHECKING:
     from chronolog_hpc.clientlib import U64
     from chronolog_hpc.mpi import Team
@@ -45,20 +47,11 @@ class Columns(NamedTuple):
 
     def before(self, key: U64) -> int:
         """Return how many events are before a key, uint64, shape (3,)."""
-        start, stop = 0, len(self.times)
-        for column, value in zip(self, key, strict=True):
-            part = column[start:stop]
-            found = int(np.searchsorted(part, value))
-            stop = start + int(np.searchsorted(part, value, "right"))
-            start += found
-            if start == stop:
-                break
-        return start
+        return around(self, key)[0]
 
     def up_to(self, key: U64) -> int:
         """Return how many events are before a key or have it."""
-        count = self.before(key)
-        return count + (count < len(self.times) and self.take(np.array([count]))[0].tolist() == key.tolist())
+        return around(self, key)[1]
 
 
 class Pivots(NamedTuple):

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 U64 = npt.NDArray[np.uint64]
 U32 = npt.NDArray[np.uint32]
+
+PAGE_EVENTS = 2**18
+"""How many events a page of a scan holds at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class Payload:
         sizes = self.sizes()
         size_bytes = int(sizes[0])
         if size_bytes and np.all(sizes == sizes[0]):
-            rows = np.frombuffer(self.data, np.uint8).reshape(-1, size_bytes)[order]
+            rows = np.take(np.frombuffer(self.data, np.uint8).reshape(-1, size_bytes), order, axis=0)
             return Payload(np.arange(1, len(order) + 1, dtype=np.uint64) * sizes[0], rows.reshape(-1).data)
         breaks = np.flatnonzero(np.diff(order) != 1) + 1  # neighbours that stay neighbours are moved together
         firsts = (self.ends - sizes)[order[np.concatenate([[0], breaks])]].tolist()
@@ -176,6 +180,45 @@ class MemoryPage(Page):
 
     def windows_ns(self) -> U64:
         return super().windows_ns() if self._windows_ns is None else self._windows_ns
+
+
+class GatheredPage(Page):
+    """A page whose records are gathered from several origins, when they are asked for."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def payloads(self, start: int, stop: int | None) -> Iterator[tuple[npt.NDArray[np.intp], Payload]]:
+        """Yield, for each origin, the places of its events among `start` to `stop`, rising, and their records."""
+
+    def payload(self, start: int = 0, stop: int | None = None) -> Payload:
+        parts = list(self.payloads(start, stop))
+        payload = Payload.join([payload for _, payload in parts])
+        places = np.concatenate([np.empty(0, np.intp), *(places for places, _ in parts)])
+        if bool(np.all(places[1:] > places[:-1])):  # one origin, or one after another
+            return payload
+        order = np.empty(len(payload), np.intp)
+        order[places] = np.arange(len(order))
+        return payload.take(order)
+
+    def records(self, start: int = 0, stop: int | None = None) -> list[bytes]:
+        parts = list(self.payloads(start, stop))
+        found = np.empty(sum(len(places) for places, _ in parts), object)
+        for places, payload in parts:
+            found[places] = payload.records()
+        records: list[bytes] = found.tolist()
+        return records
+
+
+def grouped(origins: npt.NDArray[np.unsignedinteger]) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
+    """Yield each of some numbers that stand for origins with the places where it stands, rising."""
+    if not len(origins):
+        return
+    order = np.argsort(origins, kind="stable")
+    sorted_origins = origins[order]
+    starts = [0, *(np.flatnonzero(sorted_origins[1:] != sorted_origins[:-1]) + 1).tolist(), len(order)]
+    for first, stop in pairwise(starts):
+        yield int(sorted_origins[first]), order[first:stop]
 
 
 def low_words(sequences: U64) -> U32:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -15,6 +16,7 @@ USAGE = 2
 SIZE_HELP = "bytes, or with a unit: 128, 4KiB, 64MiB (KiB, MiB, GiB are powers of 1024; kB, MB, GB of 1000)"
 
 _LONGEST_MESSAGE = 400
+_LONGEST_S = 86_400.0
 _SIZE = re.compile(r"([0-9][0-9_]*)\s*([a-zA-Z]*)")
 _MOST_DIGITS = 30
 _UNIT_BYTES = {"": 1, "b": 1}
@@ -82,3 +84,14 @@ def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
         return value
 
     return convert
+
+
+def seconds(text: str) -> float:
+    """Return the number of seconds that `text` names, at most a day."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= _LONGEST_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to {_LONGEST_S:.0f}")
+    return value

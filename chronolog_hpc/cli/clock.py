@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from typing import TYPE_CHECKING, Any
 
 from chronolog_hpc import streams
+from chronolog_hpc.cli.arguments import seconds
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
     from chronolog_hpc.cli.outcome import Job
 
-_LONGEST_S = 86_400.0
 _LARGEST_OFFSET_NS = 10**15
 _LARGEST_DRIFT_PPM = 400.0
 
@@ -37,7 +36,7 @@ def register(commands: argparse._SubParsersAction[Any]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--seconds", metavar="S", type=_seconds, default=5.0,
+        "--seconds", metavar="S", type=seconds, default=5.0,
         help="how long to wait between the synchronisations (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -77,16 +76,6 @@ def prepare(args: argparse.Namespace) -> Job:
         return 3 if missed or not all(check["agrees"] for check in result["checks"]) else 0
 
     return job
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= _LONGEST_S:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to {_LONGEST_S:.0f}")
-    return value
 
 
 def _fault(text: str) -> tuple[int, float]:

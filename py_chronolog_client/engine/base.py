@@ -49,7 +49,7 @@ class Capabilities:
     batches: bool = True
     """`log_events` costs less than as many `log_event`."""
     survives_kill: bool = True
-    """An event whose `log_event` returned survives SIGKILL of its process at once."""
+    """An event whose `log_event` returned is replayed although its process was killed at once, without anybody's doing."""
     node_durability: bool = True
     """Writers may be opened with durability "node"."""
     clock_injection: bool = True

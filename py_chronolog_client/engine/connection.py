@@ -24,6 +24,8 @@ from py_chronolog_client.wire.messages import Failure, M, Message, expect
 
 CONNECT_S = 5.0
 """A service that does not answer a greeting for so long is not there."""
+SEND_S = 10.0
+"""A peer that takes nothing for so long is gone."""
 ANSWER_S = 30.0
 """So long a request may take that names no time-out of its own."""
 
@@ -38,6 +40,18 @@ class Address(NamedTuple):
     host: str
     port: int
 
+    @classmethod
+    def of(cls, text: str) -> Address:
+        """Return the address that HOST:PORT or [HOST]:PORT means.
+
+        Raises:
+            ValueError: it means none.
+        """
+        host, _, port = text.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise ValueError(f"{text!r} is not HOST:PORT")
+        return cls(host.removeprefix("[").removesuffix("]"), int(port))
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
@@ -51,14 +65,21 @@ class Connection:
 
     Attributes:
         address: of the peer.
-        service: what the peer says it is: "visor", "keeper", ...
     """
 
-    def __init__(self, address: Address, identity: Identity, timeout_s: float = CONNECT_S) -> None:
+    def __init__(
+        self, address: Address, identity: Identity, service: str, timeout_s: float = CONNECT_S
+    ) -> None:
         """Connect and greet.
 
+        Args:
+            address: where the service listens.
+            identity: who this is.
+            service: which one it has to be: "visor", "keeper", "player".
+            timeout_s: how long all that may take.
+
         Raises:
-            NotConnectedError: nobody answers there, or not as docs/protocol.md says.
+            NotConnectedError: nobody answers there, or not as docs/protocol.md says, or another service.
             NotAuthorizedError: one side does not know the secret of that name.
             ProtocolVersionError: the service speaks another version.
         """
@@ -72,7 +93,11 @@ class Connection:
             handshake = ClientHandshake(*identity)
             self.send(handshake.hello)
             self.send(handshake.answer(self.receive(deadline)[0]))
-            self.service = handshake.finish(self.receive(deadline)[0])
+            found = handshake.finish(self.receive(deadline)[0])
+            if found != service:
+                raise NotConnectedError(
+                    f"at {address} is the {found} of the deployment, not its {service}: check the port"
+                )
             self._decoder.limits = FULL
         except BaseException:
             self.close()
@@ -101,6 +126,7 @@ class Connection:
         head = frame_bytes(messages.encode(message), sum(view.nbytes for view in views))
         left = [memoryview(head), *views]
         try:
+            self._socket.settimeout(SEND_S)
             while left:
                 sent = self._socket.sendmsg(left)
                 while left and sent >= left[0].nbytes:

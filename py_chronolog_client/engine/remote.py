@@ -9,12 +9,12 @@ Everything about the catalog is asked of the visor, everything about events of t
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from py_chronolog_client.clock import Clock
@@ -34,10 +34,10 @@ from py_chronolog_client.engine.orphans import spooled_name
 from py_chronolog_client.engine.remote_catalog import RemoteCatalog, checked_attributes
 from py_chronolog_client.engine.shipment import Shipment
 from py_chronolog_client.engine.shipper import Shipper, wait_until
+from py_chronolog_client.engine.spool import open_spool, spool_directory
 from py_chronolog_client.errors import (
     ChronicleExistsError,
     ClosedError,
-    InvalidArgumentError,
     NoPlayersError,
     NotConnectedError,
 )
@@ -48,11 +48,10 @@ if TYPE_CHECKING:
     from py_chronolog_client.engine.remote_reader import RemoteReader
     from py_chronolog_client.page import Page
 
-SPOOL_VARIABLE = "CHRONOLOG_SPOOL"
-"""Environment variable that names the directory of the spool, on a file system of this node."""
-LIMIT_VARIABLE = "CHRONOLOG_SPOOL_LIMIT"
-"""Environment variable: how many bytes of a client's events wait in the spool before new ones are refused."""
-DEFAULT_LIMIT_BYTES = 4 * 2**30
+INTRODUCE_S = 2.0
+"""Acquiring a story waits so long for the keeper, so that readers find the client; later it is found later."""
+EXIT_S = 10.0
+"""The end of a program waits so long for what is not shipped yet."""
 FLUSH_S = 60.0
 """A flush without a time-out, and a release, wait so long for a keeper."""
 
@@ -68,7 +67,7 @@ class RemoteEngine(Engine):
         visor: address of the ChronoVisor's portal.
     """
 
-    capabilities = Capabilities()
+    capabilities = Capabilities(survives_kill=False)  # in the spool it does, until the next client ships it
 
     def __init__(self, visor: Address, player: Address | None, identity: Identity) -> None:
         """Find the visor.
@@ -87,7 +86,7 @@ class RemoteEngine(Engine):
         self._player = player
         self._identity = identity
         self._closed = False
-        self._catalog = RemoteCatalog(lambda: Connection(visor, identity))
+        self._catalog = RemoteCatalog(lambda: Connection(visor, identity, "visor"))
         self._catalog.greet()
         self._open_reader: RemoteReader | None = None
         self._spool: EmbeddedEngine | None = None
@@ -134,6 +133,8 @@ class RemoteEngine(Engine):
             shipment.error = ClosedError("nothing was logged")
             raise
         shipment.begin(spool.story_directory(chronicle, place))
+        self.shipper().wake()
+        wait_until(lambda: shipment.introduced or shipment.error is not None, INTRODUCE_S)
         return RemoteWriter(self, writer, shipment, options)
 
     def ship(
@@ -162,7 +163,7 @@ class RemoteEngine(Engine):
 
     def _open_spool(self) -> EmbeddedEngine:
         if self._spool is None:
-            self._spool = EmbeddedEngine(spool_directory(self.visor), segment_limit_bytes=spool_limit_bytes())
+            self._spool = open_spool(self.visor)
         return self._spool
 
     # -- reading --
@@ -223,6 +224,15 @@ class RemoteEngine(Engine):
             self._open_reader.close()
         if self._spool is not None:
             self._spool.close()
+
+    def finish(self) -> None:
+        """Ship what is left at the end of the program, when all writers are closed."""
+        if self._shipper is not None:
+            self._shipper.wake()
+            left = [shipment for shipment in self._shipped if shipment.error is None]
+            if not wait_until(lambda: all(shipment.done for shipment in left), EXIT_S):
+                logger.warning("the program ends, and %s", _left_in(self.visor))
+            self.close()
 
     def after_fork_in_child(self) -> None:
         """Leave the parent's connections to the parent."""
@@ -304,12 +314,11 @@ class RemoteWriter(Writer):
         shipper.wake()
         if not wait_until(lambda: shipment.done, FLUSH_S) or shipment.error is not None:
             logger.warning(
-                "client %016x of story %r is closed, and %d of its events are still in the spool %s: 'chronolog drain' "
-                "ships them",
+                "client %016x of story %r is closed, and %s (%d of this client)",
                 self.client_id,
                 shipment.story,
+                _left_in(self._engine.visor),
                 self.statistics().backlog,
-                spool_directory(self._engine.visor),
             )
 
     @property
@@ -329,28 +338,16 @@ class RemoteWriter(Writer):
         return self._shipment
 
 
-def spool_directory(visor: Address) -> Path:
-    """Return the directory of the spool for a deployment; the one above it is made if it is missing."""
-    base = Path(os.environ.get(SPOOL_VARIABLE) or "~/.chronolog/spool").expanduser()
-    base.mkdir(mode=0o700, parents=not os.environ.get(SPOOL_VARIABLE), exist_ok=True)
-    return base / f"{visor.host}_{visor.port}".replace("/", "_")
-
-
-def spool_limit_bytes() -> int:
-    """Return how much of a client's events may wait in the spool.
-
-    Raises:
-        InvalidArgumentError: CHRONOLOG_SPOOL_LIMIT is no number of bytes.
-    """
-    value = os.environ.get(LIMIT_VARIABLE) or str(DEFAULT_LIMIT_BYTES)
-    if not value.isdecimal() or not int(value):
-        raise InvalidArgumentError(f"{LIMIT_VARIABLE}={value}: give a number of bytes, or unset the variable")
-    return int(value)
+def _left_in(visor: Address) -> str:
+    return (
+        f"events are still in the spool {spool_directory(visor)}: the next client that writes to this deployment on this "
+        "machine ships them, or 'chronolog drain'"
+    )
 
 
 def _player_at(address: Address, identity: Identity) -> Connection:
     try:
-        return Connection(address, identity)
+        return Connection(address, identity, "player")
     except NotConnectedError as error:
         raise NoPlayersError(f"no ChronoPlayer: {error}") from error
 
@@ -363,4 +360,10 @@ def _after_fork_in_child() -> None:
         engine.after_fork_in_child()
 
 
+def _at_exit() -> None:
+    for engine in list(_engines):
+        engine.finish()
+
+
 os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)  # runs behind the appenders', which is registered later

@@ -112,13 +112,20 @@ class RemoteReader:
         self, chronicle: str, story: str, cursor: Snapshot, timeout_s: float
     ) -> tuple[list[Page], Snapshot]:
         """Wait for events beyond `cursor` as `Engine.follow` does."""
-        pages: list[Page] = []
+        marks: dict[int, int] = {}
+        pages = list(self.follow_pages(chronicle, story, cursor, timeout_s, marks))
+        return pages, marks
+
+    def follow_pages(
+        self, chronicle: str, story: str, cursor: Snapshot, timeout_s: float, marks: dict[int, int]
+    ) -> Iterator[Page]:
+        """Deliver what `follow` returns page by page; at the end `marks` is filled with the next cursor."""
         question = messages.Follow(chronicle, story, pack_marks(cursor), _milliseconds(timeout_s))
         with self._connections.asking(question) as connection:
             deadline = time.monotonic() + timeout_s + _LATE_S
             while isinstance((answer := _answer(connection, deadline))[0], messages.Page):
-                pages.append(unpack_page(answer[0], answer[1]))
-            return pages, unpack_marks(expect(answer[0], messages.Marks).marks)
+                yield unpack_page(answer[0], answer[1])
+            marks.update(unpack_marks(expect(answer[0], messages.Marks).marks))
 
     def close(self) -> None:
         """End the idle connections."""

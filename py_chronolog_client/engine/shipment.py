@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from py_chronolog_client.engine.connection import Address, Connection, readable
-from py_chronolog_client.errors import ChronoLogError, DamageError, NotConnectedError
+from py_chronolog_client.errors import ChronoLogError, DamageError, ErrorCode, NotConnectedError
 from py_chronolog_client.store.outbox import Outbox
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.failures import error_of
@@ -26,6 +26,7 @@ WINDOW_BYTES = 16 * 2**20
 RETRY_S = 0.25
 """After a keeper could not be reached, it is left alone for so long."""
 _CONNECT_S = 2.0
+_REFUSALS = 5
 
 logger = logging.getLogger("py_chronolog_client")
 
@@ -46,10 +47,15 @@ class Shipment:
         uid: of the story, once the visor has said it.
         address: of the keeper, likewise.
         outbox: what is to be sent, once there are files.
+        introduced: whether the keeper knows the client: from then on readers find it in the story.
         acknowledged: all events below this number are journalled by the keeper.
         error: why nothing can be shipped any more.
         done: whether everything is there, the client's goodbye too, and the story is given up.
         said: the connection to the visor over which the story was acquired last.
+        retry_at_s: before that the visor is not asked again, by time.monotonic().
+        over_at_s: when it was first found to be over; 0.0 before.
+        refusals: how often the keeper has refused a block since the last that it took.
+        in_flight: sizes of the blocks that were sent and not acknowledged.
     """
 
     def __init__(
@@ -68,15 +74,15 @@ class Shipment:
         self.client_id = client_id
         self.durable = durable
         self.adopted = adopted
-        self.is_orphan = self.is_idle = self.keeps_all = False
+        self.introduced = self.is_orphan = self.is_idle = self.keeps_all = False
         self.uid = 0
         self.address: Address | None = None
         self.outbox: Outbox | None = None
-        self.acknowledged = 0
+        self.acknowledged = self.refusals = 0
         self.error: ChronoLogError | None = None
         self.done = False
         self.said: Connection | None = None
-        self.retry_at_s = 0.0
+        self.retry_at_s = self.over_at_s = 0.0
         self.in_flight: deque[int] = deque()
 
     def begin(self, directory: Path) -> None:
@@ -106,7 +112,9 @@ class Link:
         self.failed = False
         self._identity = identity
         self._connection: Connection | None = None
+        self._opened: dict[int, messages.Opened] = {}
         self._ready: set[int] = set()
+        self._again_at_s: dict[int, float] = {}
         self._retry_at_s = 0.0
         self._in_flight_bytes = 0
         self._next_stream = 0
@@ -121,8 +129,9 @@ class Link:
     def remove(self, shipment: Shipment) -> None:
         """Ship it no more."""
         for stream in [stream for stream, other in self.shipments.items() if other is shipment]:
+            self._take_back(stream, shipment)
+            self._again_at_s.pop(stream, None)
             del self.shipments[stream]
-            self._ready.discard(stream)
 
     def fileno(self) -> int | None:
         """Return the descriptor on which answers come, or None where there is no connection."""
@@ -144,12 +153,13 @@ class Link:
         if time.monotonic() < self._retry_at_s:
             return False
         try:
-            connection = Connection(self.address, self._identity, _CONNECT_S)
+            connection = Connection(self.address, self._identity, "keeper", _CONNECT_S)
         except ChronoLogError as error:
             self._lost(error)
             return False
         self._connection, self._in_flight_bytes = connection, 0
-        self._ready.clear()
+        for known in (self._opened, self._ready, self._again_at_s):
+            known.clear()
         return self._guarded(self._open_all)
 
     def _guarded(self, action: Callable[[Connection], bool]) -> bool:
@@ -191,6 +201,7 @@ class Link:
 
     def _exchange(self, connection: Connection) -> bool:
         moved = self._listen(connection)
+        self._begin_streams()
         for stream in list(self._ready):
             shipment = self.shipments[stream]
             while self._in_flight_bytes < WINDOW_BYTES and self._send_next(connection, stream, shipment):
@@ -230,17 +241,18 @@ class Link:
         if shipment is None:
             return  # of a shipment that was taken away meanwhile
         if isinstance(message, messages.Opened):
-            if shipment.outbox is not None:
-                shipment.outbox.rewind(message.sequence, has_client=not message.empty)
+            self._opened[stream] = message
             shipment.acknowledged = max(shipment.acknowledged, message.sequence)
-            self._ready.add(stream)
+            shipment.introduced = shipment.introduced or not message.empty
             self.failed = False
         elif isinstance(message, messages.Ack):
             self._in_flight_bytes -= shipment.in_flight.popleft() if shipment.in_flight else 0
             shipment.acknowledged = max(shipment.acknowledged, message.sequence)
+            shipment.introduced = True
+            shipment.refusals = 0
             self._reclaim(shipment)
         elif isinstance(message, messages.Refused):
-            self._give_up(stream, shipment, error_of(message))
+            self._refused(stream, shipment, error_of(message))
 
     def _reclaim(self, shipment: Shipment) -> None:
         assert shipment.outbox is not None
@@ -251,10 +263,44 @@ class Link:
                 logger.warning("the spool keeps what was shipped until its stories are released: %s", error)
             shipment.keeps_all = True
 
-    def _give_up(self, stream: int, shipment: Shipment, error: ChronoLogError) -> None:
+    def _begin_streams(self) -> None:
+        """Send on the streams that are open from now on; open those again that were refused a while ago."""
+        for stream, opened in list(self._opened.items()):
+            outbox = self.shipments[stream].outbox
+            if outbox is not None:
+                outbox.rewind(opened.sequence, has_client=not opened.empty)
+                del self._opened[stream]
+                self._ready.add(stream)
+        for stream, at_s in list(self._again_at_s.items()):
+            if time.monotonic() >= at_s:
+                shipment = self.shipments[stream]
+                self.remove(shipment)
+                self.add(shipment)
+
+    def _refused(self, stream: int, shipment: Shipment, error: ChronoLogError) -> None:
+        """Begin again after a while: a disk may have room by then, and somebody else may have shipped a part.
+
+        What is not helped by that is given up.
+        """
+        self._take_back(stream, shipment)
+        shipment.refusals += 1
+        mendable = error.code == ErrorCode.CL_ERR_UNKNOWN
+        if mendable or (error.code == ErrorCode.CL_ERR_INVALID_ARG and shipment.refusals <= _REFUSALS):
+            if shipment.refusals == 1:
+                logger.warning("events stay in the spool for now: %s", error)
+            self._again_at_s[stream] = time.monotonic() + RETRY_S
+        else:
+            self._give_up(stream, shipment, error)
+
+    def _take_back(self, stream: int, shipment: Shipment) -> None:
+        """Send nothing more on a stream, and expect no answers."""
+        self._opened.pop(stream, None)
         self._ready.discard(stream)
         self._in_flight_bytes -= sum(shipment.in_flight)
         shipment.in_flight.clear()
+
+    def _give_up(self, stream: int, shipment: Shipment, error: ChronoLogError) -> None:
+        self._take_back(stream, shipment)
         shipment.error = error
         logger.error(
             "client %016x of story %r cannot be shipped any further: %s",

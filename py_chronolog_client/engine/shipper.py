@@ -30,6 +30,7 @@ _VISOR_LOOK_S = 0.5
 _ADOPT_EVERY_S = 5.0
 _POLL_S = 0.0005
 _ANSWER_S = 10.0
+_RELEASE_S = 2.0
 
 logger = logging.getLogger("py_chronolog_client")
 
@@ -185,20 +186,28 @@ class Shipper:
             shipment.error = error
 
     def _finish(self, shipment: Shipment) -> None:
-        """Release the story of a shipment that is over."""
+        """Release the story of a shipment that is over; where the visor stays away, it does so itself after a while."""
+        now_s = time.monotonic()
+        shipment.over_at_s = shipment.over_at_s or now_s
+        if shipment.uid and not self._release(shipment) and now_s < shipment.over_at_s + _RELEASE_S:
+            return
         self._shipments.remove(shipment)
         self._take_off(shipment)
-        if self._visor is not None and shipment.said is self._visor:
-            release = messages.Release(shipment.chronicle, shipment.story, shipment.client_id)
-            try:
-                self._visor.ask(release, messages.Done, _ANSWER_S)
-            except NotConnectedError:
-                self._lose_visor()
-            except ChronoLogError as error:
-                logger.debug("the visor had given up client %016x before: %s", shipment.client_id, error)
         if shipment.adopted and shipment.error is None and shipment.outbox is not None:
             shipment.outbox.remove()
         shipment.done = True
+
+    def _release(self, shipment: Shipment) -> bool:
+        """Give a story up; return whether the visor knows it."""
+        try:
+            release = messages.Release(shipment.chronicle, shipment.story, shipment.client_id)
+            self._connected().ask(release, messages.Done, _ANSWER_S)
+        except NotConnectedError:
+            self._lose_visor()
+            return False
+        except ChronoLogError as error:
+            logger.debug("client %016x had lost its story before: %s", shipment.client_id, error)
+        return True
 
     def _take_off(self, shipment: Shipment) -> None:
         for address, link in list(self._links.items()):
@@ -214,7 +223,7 @@ class Shipper:
             if time.monotonic() < self._visor_retry_at_s:
                 raise NotConnectedError(f"the visor at {self._address} could not be reached a moment ago")
             try:
-                self._visor = Connection(self._address, self._identity)
+                self._visor = Connection(self._address, self._identity, "visor")
             except NotConnectedError:
                 self._visor_retry_at_s = time.monotonic() + RETRY_S
                 raise
@@ -254,11 +263,11 @@ def _adopted(orphan: Orphan) -> Shipment:
     return shipment
 
 
-def wait_until(holds: Callable[[], bool], timeout_s: float) -> bool:
+def wait_until(holds: Callable[[], bool], timeout_s: float, every_s: float = _POLL_S) -> bool:
     """Wait for something that another thread does, without a lock; return whether it is done."""
     deadline = time.monotonic() + timeout_s
     while not holds():
         if time.monotonic() >= deadline:
             return False
-        time.sleep(_POLL_S)
+        time.sleep(every_s)
     return True

@@ -12,6 +12,7 @@ from py_chronolog_client.store.crc import crc32
 from py_chronolog_client.store.format import ALIGNMENT, BLOCK_MAGIC, HEADER_BYTES, BlockHeader
 
 _PIECE_BYTES = 2**20
+_SEARCH_BYTES = 2**20
 
 
 def read_header(descriptor: int, offset: int) -> BlockHeader | None:
@@ -57,11 +58,11 @@ def complete_block(descriptor: int, offset: int, client_id: int) -> BlockHeader 
 
 
 def find_header(descriptor: int, start: int, size_bytes: int, client_id: int) -> int | None:
-    """Return the offset of the first valid header of a client from `start` on, in a file of `size_bytes`."""
-    for at in range(start, size_bytes, _PIECE_BYTES):
-        piece = os.pread(descriptor, _PIECE_BYTES + HEADER_BYTES, at)
+    """Return the offset of the first valid header of a client between `start` and `size_bytes`."""
+    for at in range(start, size_bytes, _SEARCH_BYTES):
+        piece = os.pread(descriptor, _SEARCH_BYTES + HEADER_BYTES, at)
         place = piece.find(BLOCK_MAGIC)
-        while 0 <= place < _PIECE_BYTES:
+        while 0 <= place < min(_SEARCH_BYTES, size_bytes - at):
             if (at + place) % ALIGNMENT == 0:
                 header = BlockHeader.unpack(piece[place : place + HEADER_BYTES])
                 if header is not None and header.client_id == client_id:

@@ -15,7 +15,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,8 +64,22 @@ class Catalog:
         root: the store.
     """
 
-    def __init__(self, root: StoreRoot, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self,
+        root: StoreRoot,
+        *,
+        patience_s: float = PATIENCE_S,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """Look at a store.
+
+        Args:
+            root: the store.
+            patience_s: how long to wait for another destroyer.
+            clock_ns: says when a chronicle or story was created.
+        """
         self.root = root
+        self._clock_ns = clock_ns
         self._patience_s = patience_s
         self._reported: set[str] = set()
 
@@ -81,7 +95,7 @@ class Catalog:
             InvalidArgumentError: no such name or attributes are possible.
             NotAuthorizedError: this user may not write to the store.
         """
-        meta = _encode_meta(name, attributes)
+        meta = _encode_meta(name, attributes, self._clock_ns())
         with files.os_errors(self.root.path):
             self.root.ensure_directory(self.root.chronicles)
             if not self._create(self._chronicle(name), meta, _STORIES):
@@ -133,7 +147,7 @@ class Catalog:
             InvalidArgumentError: no such name or attributes are possible.
             NotAuthorizedError: this user may not write to the store.
         """
-        meta = _encode_meta(story, attributes)
+        meta = _encode_meta(story, attributes, self._clock_ns())
         chronicle_directory = self._chronicle(chronicle)
         directory = chronicle_directory / _STORIES / name_hash(story)
         with files.os_errors(directory):
@@ -185,6 +199,17 @@ class Catalog:
         directory = self.story_directory(chronicle, story)
         with files.os_errors(directory):
             return _read_meta(directory).attributes
+
+    def story_created_ns(self, chronicle: str, story: str) -> int:
+        """Return when a story was created.
+
+        Raises:
+            NotFoundError: there is no such story, or no such chronicle.
+            DamageError: its `meta` cannot be believed.
+        """
+        directory = self.story_directory(chronicle, story)
+        with files.os_errors(directory):
+            return _read_meta(directory).created_ns
 
     def destroy_story(self, chronicle: str, story: str) -> None:
         """Remove a story with its events.
@@ -355,7 +380,7 @@ def _sentence(error: OSError, directory: Path) -> str:
     return str(error) if isinstance(error, DamageError) else f"{directory / _META}: {error.strerror}"
 
 
-def _encode_meta(name: str, attributes: Mapping[str, str]) -> bytes:
+def _encode_meta(name: str, attributes: Mapping[str, str], created_ns: int) -> bytes:
     """Return the meta of a new chronicle or story.
 
     Raises:
@@ -368,9 +393,7 @@ def _encode_meta(name: str, attributes: Mapping[str, str]) -> bytes:
     if not all(isinstance(text, str) for item in attributes.items() for text in item):
         raise TypeError("attributes must be a dict of str to str, and one of them is not")
     try:
-        data: bytes = msgpack.packb(
-            {"name": name, "attributes": dict(attributes), "created_ns": time.time_ns()}
-        )
+        data: bytes = msgpack.packb({"name": name, "attributes": dict(attributes), "created_ns": created_ns})
     except UnicodeEncodeError as error:
         raise InvalidArgumentError(f"an attribute is no Unicode text: {error.reason}") from error
     if len(data) > MAX_META_BYTES:

@@ -17,7 +17,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -25,13 +24,10 @@ import numpy.typing as npt
 
 from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport
 from py_chronolog_client.errors import DamageError, ReplayTimeoutError
-from py_chronolog_client.page import U64, Page, Payload
+from py_chronolog_client.page import PAGE_EVENTS, U64, GatheredPage, Page, Payload, grouped
 from py_chronolog_client.store.chunk import Chunk, ChunkPage
 from py_chronolog_client.store.clientlog import ClientLog
 from py_chronolog_client.store.stretch import Stretch
-
-PAGE_EVENTS = 2**18
-"""How many events a page of a scan holds at most."""
 
 _WORKERS = 4
 _AHEAD = 8
@@ -197,7 +193,7 @@ class AlignedPageItem(PageItem):
         times, sequences = times[rows], sequences[rows]
         client_ids = self._selection.chunk.client_ids[places[rows]]
         keys = np.empty_like(times)
-        for client_id, own in by_value(client_ids):
+        for client_id, own in grouped(client_ids):
             keys[own] = self._clients[client_id].keys(sequences[own], times[own])
         order = np.lexsort((sequences, client_ids, keys))
         start_ns, end_ns = self._selection.bounds_ns
@@ -348,7 +344,7 @@ def _have_room_for(workers: int) -> bool:
     return True
 
 
-class _StoryPage(Page):
+class _StoryPage(GatheredPage):
     """A page of a scan: columns in memory, records where they are."""
 
     __slots__ = ("_clients", "_origins", "_rows", "_sources")
@@ -375,33 +371,14 @@ class _StoryPage(Page):
         super().__init__(times, client_ids, sequences, aligned)
         self._clients, self._sources, self._origins, self._rows = clients, sources, origins, rows
 
-    def payload(self, start: int = 0, stop: int | None = None) -> Payload:
-        parts = list(self._payloads(start, stop))
-        payload = Payload.join([payload for _, payload in parts])
-        places = np.concatenate([places for places, _ in parts]) if len(parts) > 1 else np.empty(0, np.intp)
-        if bool(np.all(places[1:] > places[:-1])):
-            return payload
-        order = np.empty(len(payload), np.intp)
-        order[places] = np.arange(len(order))
-        return payload.take(order)
-
-    def records(self, start: int = 0, stop: int | None = None) -> list[bytes]:
-        parts = list(self._payloads(start, stop))
-        found = np.empty(sum(len(places) for places, _ in parts), object)
-        for places, payload in parts:
-            found[places] = payload.records()
-        records: list[bytes] = found.tolist()
-        return records
-
-    def _payloads(self, start: int, stop: int | None) -> Iterator[tuple[npt.NDArray[np.intp], Payload]]:
-        """Yield the places of the events that one source has, counted from `start`, and their records."""
+    def payloads(self, start: int, stop: int | None) -> Iterator[tuple[npt.NDArray[np.intp], Payload]]:
         rows = self._rows[start:stop]
-        for origin, places in by_value(self._origins[start:stop]):
+        for origin, places in grouped(self._origins[start:stop]):
             yield places, self._sources[origin].payload(rows[places])
 
     def windows_ns(self) -> U64:
         windows = np.empty(len(self), np.uint64)
-        for client_id, places in by_value(self.client_ids):
+        for client_id, places in grouped(self.client_ids):
             log = self._clients[client_id]
             windows[places] = log.windows_ns(self.sequences[places], self.times[places])
         return windows
@@ -438,14 +415,3 @@ def _pages(window: list[list[Part]], clients: Mapping[int, ClientLog], aligned: 
         yield _StoryPage(
             times, client_ids, sequences, keys if aligned else None, clients, sources, origins, rows
         )
-
-
-def by_value(values: U64) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
-    """Yield each value with its places, rising."""
-    if not len(values):
-        return
-    order = np.argsort(values, kind="stable")
-    grouped = values[order]
-    starts = [0, *(np.flatnonzero(grouped[1:] != grouped[:-1]) + 1).tolist(), len(order)]
-    for first, stop in pairwise(starts):
-        yield int(grouped[first]), order[first:stop]

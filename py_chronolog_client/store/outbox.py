@@ -138,15 +138,16 @@ class Outbox:
             file = self._open()
             if file is None:
                 return None
-            header = read_header(file.number, self._offset)
-            if header is not None and header.client_id == self.client_id:
-                block = read_exactly(file.number, header.block_bytes, self._offset)
-                if block is not None and _is_sound(header, block):
-                    self._offset += header.block_bytes
-                    self._note(header)
-                    return header, block
-            size_bytes = os.fstat(file.number).st_size
-            following = find_header(file.number, self._offset + ALIGNMENT, size_bytes, self.client_id)
+            found = self._whole_block(file)
+            if found is None:
+                size_bytes = os.fstat(file.number).st_size
+                following = find_header(file.number, self._offset + ALIGNMENT, size_bytes, self.client_id)
+                # Where something stands behind it, what was being written a moment ago is whole by now.
+                found = None if following is None else self._whole_block(file)
+            if found is not None:
+                self._offset += found[0].block_bytes
+                self._note(found[0])
+                return found
             if following is not None:
                 self._offset = following
             elif os.path.exists(self._path(self._number + 1)):
@@ -154,6 +155,14 @@ class Outbox:
                 self._sent.clear()
             else:
                 return None
+
+    def _whole_block(self, file: Descriptor) -> tuple[BlockHeader, bytes] | None:
+        """Return the block where the reading stands, or None where there is no whole one."""
+        header = read_header(file.number, self._offset)
+        if header is None or header.client_id != self.client_id:
+            return None
+        block = read_exactly(file.number, header.block_bytes, self._offset)
+        return (header, block) if block is not None and _is_sound(header, block) else None
 
     def _note(self, header: BlockHeader) -> None:
         """Note where a block ends, for `reclaim`; the first of a segment is kept, and a goodbye while it is the last."""
@@ -174,19 +183,15 @@ class Outbox:
         return str(self.directory / f"{self.client_id:016x}{f'.{number}' if number else ''}.log")
 
     def _is_wanted(self, header: BlockHeader, block: bytes) -> bool:
-        """Tell whether a record is sent: the first of all once, later ones unless events behind them are there already."""
-        is_first = self._number == 0 and self._offset == header.block_bytes
-        if is_first:
+        """Tell whether a record is sent: the first of all once, the others always, as a keeper knows them by content."""
+        if self._number == 0 and self._offset == header.block_bytes:
             if self._has_client:
                 return False
             self._has_client, self.sequence = True, header.first_sequence
             return True
-        if header.first_sequence < self.sequence:
-            return False
         kind = decode_map(block[HEADER_BYTES : HEADER_BYTES + header.payload_bytes]).get("type")
         self.ended = kind == "close"
-        repeats = kind == "client" and self._offset == header.block_bytes
-        return not repeats
+        return True
 
     def _rest(self, header: BlockHeader, block: bytes) -> Pieces:
         """Return the events of a block from `sequence` on, as a block."""

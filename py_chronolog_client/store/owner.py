@@ -47,6 +47,12 @@ def describe_process() -> dict[str, str | int]:
     return {**_process(os.getpid()), "uid": uid, "user": _user(uid)}
 
 
+def started_ticks(pid: int) -> int:
+    """Return when another process started, as a description's `pid_start` says it; 0 if that cannot be seen."""
+    status = _status(pid)
+    return status.start_ticks if status else 0
+
+
 def is_alive(description: Mapping[str, Any], touched_path: str | os.PathLike[str]) -> bool:
     """Tell whether the owner that described itself so may still be alive.
 

@@ -23,7 +23,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from py_chronolog_client.errors import InvalidArgumentError
+from py_chronolog_client.errors import DamageError, InvalidArgumentError
+from py_chronolog_client.store.blocks import complete_block
 from py_chronolog_client.store.files import appear, sync_directory, temporary_beside
 from py_chronolog_client.store.format import HEADER_BYTES, BlockHeader
 from py_chronolog_client.store.records import read_close_record
@@ -35,7 +36,7 @@ logger = logging.getLogger("py_chronolog_client")
 
 
 class Segment:
-    """One segment file that this process made.
+    """One segment file that this process made, or goes on with.
 
     Attributes:
         path: its name.
@@ -64,6 +65,14 @@ class Segment:
             InvalidArgumentError: there is such a segment, and the client is not `returning`, or has not left it
                 with the number with which it returns.
         """
+        self._describe(root, path, first_block, number)
+        self._is_new = not (returning and self.path.exists())
+        if not self._is_new:
+            self._go_on()
+        else:
+            self._create()
+
+    def _describe(self, root: StoreRoot, path: Path, first_block: bytes, number: int) -> None:
         self._root = root
         self._first_block = first_block
         self._first_path = path
@@ -73,11 +82,35 @@ class Segment:
         self.closed_ns = 0
         self.deleted = False
         self.path = _numbered(path, number)
-        self._is_new = not (returning and self.path.exists())
-        if not self._is_new:
-            self._go_on()
-        else:
-            self._create()
+
+    @classmethod
+    def reopened(cls, root: StoreRoot, path: Path, number: int, client_id: int) -> Segment:
+        """Open a segment that is there and that nobody else writes to any more.
+
+        Args:
+            root: the store.
+            path: name of the client's first segment, `<client>.log`.
+            number: 0 for `path` itself.
+            client_id: whose it is.
+
+        Raises:
+            DamageError: it does not begin with a whole block of this client.
+            OSError: it cannot be opened.
+        """
+        segment = cls.__new__(cls)
+        segment._describe(root, path, b"", number)
+        segment._is_new = False
+        segment.descriptor = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            header = complete_block(segment.descriptor, 0, client_id)
+            if header is None or os.fstat(segment.descriptor).st_size < header.block_bytes:
+                raise DamageError(segment.path, 0, "this is no segment of this client, or it was cut short")
+            segment.start = header.block_bytes
+            segment._first_block = os.pread(segment.descriptor, header.block_bytes, 0)
+        except BaseException:
+            segment.close()
+            raise
+        return segment
 
     def _create(self) -> None:
         making = temporary_beside(self.path)

@@ -165,7 +165,8 @@ class BlockStretch(Stretch):
             raise self._damage("the checksum of the index columns does not hold")
         words: U64 = np.frombuffer(columns, np.uint64)
         times, ends = words[: header.count], words[header.count :]
-        self._check_columns(times, ends)
+        if not are_sound(header, times, ends):
+            raise self._damage("times or ends decrease, or disagree with the header")
         self._indexed = True
         return times.copy()
 
@@ -192,18 +193,6 @@ class BlockStretch(Stretch):
             raise self._damage("ends have changed since they were checked")
         payload_at = ends_at + 8 * header.count + origin - header.origin
         return Payload(words[before:] - np.uint64(origin), self._read(end - origin, payload_at))
-
-    def _check_columns(self, times: U64, ends: U64) -> None:
-        header = self._header
-        sound = (
-            bool(np.all(times[1:] >= times[:-1]))
-            and bool(np.all(ends[1:] >= ends[:-1]))
-            and int(ends[0]) >= header.origin
-            and int(ends[-1]) == header.origin + header.payload_bytes
-            and (int(times[0]), int(times[-1])) == (header.first_time, header.last_time)
-        )
-        if not sound:
-            raise self._damage("times or ends decrease, or disagree with the header")
 
     def _payload_crc(self, offset: int) -> int:
         buffer: memoryview | None = getattr(_local, "buffer", None)
@@ -233,6 +222,17 @@ class BlockStretch(Stretch):
 
     def _damage(self, reason: str) -> DamageError:
         return DamageError(self._file.path, self._offset, reason)
+
+
+def are_sound(header: BlockHeader, times: U64, ends: U64) -> bool:
+    """Tell whether the columns of an events block are what its header says."""
+    return (
+        bool(np.all(times[1:] >= times[:-1]))
+        and bool(np.all(ends[1:] >= ends[:-1]))
+        and int(ends[0]) >= header.origin
+        and int(ends[-1]) == header.origin + header.payload_bytes
+        and (int(times[0]), int(times[-1])) == (header.first_time, header.last_time)
+    )
 
 
 class PartStretch(Stretch):

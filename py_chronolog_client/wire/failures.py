@@ -1,4 +1,8 @@
-"""Errors on the wire: a ChronoLog code and a sentence there and back."""
+"""Errors on the wire: a ChronoLog code and a sentence there and back.
+
+A sentence ends in logs and on terminals, and the first ones come from peers that have proven nothing yet. So on both
+sides it is one line of characters that can be printed.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from py_chronolog_client.errors import (
     NotAuthorizedError,
     NotConnectedError,
     NotFoundError,
+    NotReaderError,
     ProtocolVersionError,
     ReplayTimeoutError,
 )
@@ -34,6 +39,7 @@ _ERRORS: dict[int, type[ChronoLogError]] = {
         NotConnectedError,
         NotAuthorizedError,
         NoPlayersError,
+        NotReaderError,
         ReplayTimeoutError,
         ProtocolVersionError,
     )
@@ -43,12 +49,16 @@ _ERRORS: dict[int, type[ChronoLogError]] = {
 def failure_of(error: Exception) -> Failure:
     """Return the message that tells a peer of an error; of a defect it says no more than its type."""
     if isinstance(error, ChronoLogError):
-        return Failure(error.code, str(error)[:MAX_SENTENCE])
+        return Failure(error.code, _line(str(error)))
     if isinstance(error, OSError):
-        return Failure(ErrorCode.CL_ERR_UNKNOWN, str(error)[:MAX_SENTENCE])
+        return Failure(ErrorCode.CL_ERR_UNKNOWN, _line(str(error)))
     return Failure(ErrorCode.CL_ERR_UNKNOWN, f"{type(error).__name__} in the service: its log says more")
 
 
 def error_of(failure: Failure | Refused) -> ChronoLogError:
     """Return the error that a peer has told of."""
-    return _ERRORS.get(failure.code, ChronoLogError)(failure.sentence)
+    return _ERRORS.get(failure.code, ChronoLogError)(_line(failure.sentence))
+
+
+def _line(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text[:MAX_SENTENCE])

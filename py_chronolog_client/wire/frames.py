@@ -4,7 +4,8 @@ A frame is two numbers, a *head* and a *body* (docs/protocol.md, "Frames"). The 
 in msgpack; the body is bulk that travels as it is: a block as on disk, or a page of columns.
 
 The decoder asks for bytes instead of being given them: whoever reads from a socket reads straight into
-`FrameDecoder.buffer`, so a body is copied once, by the kernel. A size is checked before memory is taken for it.
+`FrameDecoder.buffer`, so a block is copied once, by the kernel. A size is checked before memory is taken for it, and
+memory is taken as bytes arrive: who only announces a large body gets little of it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from py_chronolog_client.errors import ProtocolError
+from py_chronolog_client.errors import InvalidArgumentError, ProtocolError
 from py_chronolog_client.store.format import HEADER_BYTES, MAX_BLOCK_EVENTS, MAX_PAYLOAD_BYTES, padded
 
 PREFIX = struct.Struct("<II")
@@ -23,6 +24,9 @@ MAX_HEAD_BYTES = 2 * 2**20
 """Largest head afterwards."""
 MAX_BODY_BYTES = padded(HEADER_BYTES + 16 * MAX_BLOCK_EVENTS + MAX_PAYLOAD_BYTES)
 """Largest body afterwards: a block."""
+
+_FIRST_BYTES = 2**20
+"""Memory that is taken for a part of a frame before any of it has come."""
 
 
 class Frame(NamedTuple):
@@ -49,9 +53,10 @@ def frame_bytes(head: bytes, body_bytes: int = 0) -> bytes:
     """Return what stands before a body of `body_bytes`.
 
     Raises:
-        ProtocolError: no peer would accept it.
+        InvalidArgumentError: no peer would accept it.
     """
-    _check(len(head), body_bytes, FULL)
+    if problem := _problem(len(head), body_bytes, FULL):
+        raise InvalidArgumentError(f"{problem}: shorten names or attributes, or ask for less at once")
     return PREFIX.pack(len(head), body_bytes) + head
 
 
@@ -69,6 +74,7 @@ class FrameDecoder:
 
     def __init__(self, limits: Limits = GREETING) -> None:
         self.limits = limits
+        self._problem: str | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -77,8 +83,15 @@ class FrameDecoder:
         self._want(PREFIX.size)
 
     def _want(self, size_bytes: int) -> None:
-        self._part = bytearray(size_bytes)
+        self._part = bytearray(min(size_bytes, _FIRST_BYTES))
+        self._part_bytes = size_bytes
         self._view = memoryview(self._part)
+
+    def _want_more(self) -> None:
+        """Make room for as much again as has come."""
+        filled = len(self._part)
+        self._part += bytes(min(self._part_bytes - filled, filled))
+        self._view = memoryview(self._part)[filled:]
 
     @property
     def in_frame(self) -> bool:
@@ -86,38 +99,53 @@ class FrameDecoder:
         return bool(self._parts) or len(self._view) < PREFIX.size
 
     def buffer(self) -> memoryview:
-        """Return where the next bytes go; never empty."""
+        """Return where the next bytes go; never empty, and good until `advance`.
+
+        Raises:
+            ProtocolError: `advance` has raised it before.
+        """
+        self._require_sense()
         return self._view
 
     def advance(self, count: int) -> Frame | None:
         """Take note that `count` bytes were written into `buffer()`; return the frame that they complete.
 
         Raises:
-            ProtocolError: the frame is larger than the limits allow, or has no head.
+            ProtocolError: the frame is larger than the limits allow, or has no head. No other can come behind it.
         """
-        self._view = self._view[count:]
+        self._require_sense()
+        filled, self._view = self._view, self._view[count:]
+        filled.release()
         if len(self._view):
             return None
-        if not self._parts:
+        self._view.release()
+        if len(self._part) < self._part_bytes:
+            self._want_more()
+            return None
+        self._parts.append(self._part)
+        if len(self._parts) == 1:
             head_bytes, self._body_bytes = PREFIX.unpack(self._part)
-            _check(head_bytes, self._body_bytes, self.limits)
-            self._parts.append(self._part)
+            self._problem = _problem(head_bytes, self._body_bytes, self.limits)
+            self._require_sense()
             self._want(head_bytes)
             return None
-        if len(self._parts) == 1 and self._body_bytes:
-            self._parts.append(self._part)
+        if len(self._parts) == 2 and self._body_bytes:
             self._want(self._body_bytes)
             return None
-        head, body = (self._part, b"") if len(self._parts) == 1 else (self._parts[1], self._part)
+        head, body = self._parts[1], self._parts[2] if self._body_bytes else b""
         self._begin()
         return Frame(bytes(head), body)
 
+    def _require_sense(self) -> None:
+        if self._problem is not None:
+            raise ProtocolError(
+                f"{self._problem}: the peer does not speak this protocol, or says this too early"
+            )
 
-def _check(head_bytes: int, body_bytes: int, limits: Limits) -> None:
+
+def _problem(head_bytes: int, body_bytes: int, limits: Limits) -> str | None:
     if not 0 < head_bytes <= limits.head_bytes:
-        raise ProtocolError(
-            f"a message head of {head_bytes} bytes is not between 1 and {limits.head_bytes}: "
-            "the peer does not speak this protocol"
-        )
+        return f"a message head of {head_bytes} bytes is not between 1 and {limits.head_bytes}"
     if body_bytes > limits.body_bytes:
-        raise ProtocolError(f"a message body of {body_bytes} bytes is over the limit of {limits.body_bytes}")
+        return f"a message body of {body_bytes} bytes is over the limit of {limits.body_bytes}"
+    return None

@@ -11,6 +11,9 @@ itself is (`binding`: with TLS the service's certificate). The words in front ke
 other's: who reflects a challenge proves nothing. The nonces are new for each connection, so what was overheard
 is worth nothing on the next. An unknown name is answered like a wrong secret, at the same step.
 
+A greeting can be tried once: after any error the machine is over, and the next guess needs a new connection with
+new nonces.
+
 Each side is a small machine that is given messages and returns messages; it reads no clock and no socket.
 """
 
@@ -19,10 +22,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from py_chronolog_client.errors import NotAuthorizedError, ProtocolError, ProtocolVersionError
+from py_chronolog_client.wire.failures import error_of
 from py_chronolog_client.wire.messages import (
     MAC_BYTES,
     NONCE_BYTES,
@@ -37,6 +41,7 @@ from py_chronolog_client.wire.messages import (
 )
 
 MAX_NAME_BYTES = 128
+"""Longest name in UTF-8."""
 SERVICE_NAME = "service"
 """The name under which the services of a deployment know each other."""
 
@@ -71,13 +76,13 @@ class ClientHandshake:
         """Return the proof that a challenge asks for.
 
         Raises:
-            ProtocolVersionError: the service speaks another version.
+            ChronoLogError: the service refuses; ProtocolVersionError if it speaks another version.
             ProtocolError: this is no challenge.
         """
         _raise_failure(message)
         self._challenge = expect(message, Challenge)
         if len(self._challenge.nonce) != NONCE_BYTES:
-            raise ProtocolError("a challenge without a nonce")
+            raise ProtocolError(f"a challenge without a nonce of {NONCE_BYTES} bytes")
         return Proof(_mac(b"client", self._secret, self.hello, self._challenge, self._binding))
 
     def finish(self, message: Message) -> str:
@@ -117,8 +122,9 @@ class ServiceHandshake:
         self._service = service
         self._tokens = tokens
         self._binding = binding
-        self._hello: Hello | None = None
+        self._hello = Hello(PROTOCOL, "", b"")
         self._challenge = Challenge(secrets.token_bytes(NONCE_BYTES))
+        self._step: Callable[[Message], Message] = self._hear_hello
 
     def receive(self, message: Message) -> Message:
         """Return the answer to a message.
@@ -126,21 +132,29 @@ class ServiceHandshake:
         Raises:
             ProtocolVersionError: the client speaks another version.
             NotAuthorizedError: the client knows no secret of that name.
-            ProtocolError: it says something else.
+            ProtocolError: it says something else, or the handshake is over.
         """
-        if self._hello is None:
-            hello = expect(message, Hello)
-            if hello.protocol != PROTOCOL:
-                raise ProtocolVersionError(
-                    f"this service speaks version {PROTOCOL} of the protocol, and the client version {hello.protocol}: "
-                    "install the same release of chronolog-hpc on both sides"
-                )
-            if len(hello.nonce) != NONCE_BYTES or len(hello.name.encode()) > MAX_NAME_BYTES:
-                raise ProtocolError("a greeting that is too long, or without a nonce")
-            self._hello = hello
-            return self._challenge
+        step, self._step = self._step, _hear_nothing
+        return step(message)
+
+    def _hear_hello(self, message: Message) -> Challenge:
+        self._hello = expect(message, Hello)
+        if self._hello.protocol != PROTOCOL:
+            raise ProtocolVersionError(
+                f"this service speaks version {PROTOCOL} of the protocol, and the client version {self._hello.protocol}: "
+                "install the same release of chronolog-hpc on both sides"
+            )
+        if len(self._hello.nonce) != NONCE_BYTES:
+            raise ProtocolError(f"a greeting without a nonce of {NONCE_BYTES} bytes")
+        if len(self._hello.name.encode()) > MAX_NAME_BYTES:
+            raise ProtocolError(f"a greeting with a name of more than {MAX_NAME_BYTES} bytes")
+        self._step = self._hear_proof
+        return self._challenge
+
+    def _hear_proof(self, message: Message) -> Welcome:
         proof = expect(message, Proof)
-        secret = self._tokens.get(self._hello.name, secrets.token_bytes(MAC_BYTES))
+        nobodys = secrets.token_bytes(MAC_BYTES)
+        secret = self._tokens.get(self._hello.name, nobodys)
         expected = _mac(b"client", secret, self._hello, self._challenge, self._binding)
         if not hmac.compare_digest(expected, proof.mac):
             raise NotAuthorizedError(_REFUSAL)
@@ -149,10 +163,12 @@ class ServiceHandshake:
         return Welcome(_mac(words, secret, self._hello, self._challenge, self._binding), self._service)
 
 
+def _hear_nothing(message: Message) -> Message:
+    raise ProtocolError(f"a message {type(message).__name__} to a handshake that is over")
+
+
 def _raise_failure(message: Message) -> None:
     if isinstance(message, Failure):
-        from py_chronolog_client.wire.failures import error_of
-
         raise error_of(message)
 
 

@@ -1,8 +1,8 @@
 """Messages: what a frame's head says, as one class for each kind.
 
-A head is one msgpack map with the key "type", the name of the class, and a key for each field. `decode` believes
-nothing: every field must be there and of the type that the class says, and nothing else may be. So whoever gets
-a message can use its fields without looking twice.
+A head is one msgpack map: the key "type" with the name of the class, then a key for each field, in their order.
+`decode` believes nothing: every field must be there and of the type that the class says, and nothing else may be. So
+whoever gets a message can use its fields without looking twice.
 
 Client ids with sequence numbers or without travel as packed u64 (`pack_marks`, `pack_ids`): a story may have a
 hundred thousand clients.
@@ -13,19 +13,23 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Annotated, ClassVar, TypeVar, get_type_hints
 
 import msgpack
 
-from py_chronolog_client.errors import ProtocolError
+from py_chronolog_client.errors import InvalidArgumentError, ProtocolError
+from py_chronolog_client.wire.heads import HeadReader, Kind
 
 PROTOCOL = 1
 """Version of the protocol; peers with different ones do not talk."""
 NONCE_BYTES = 32
 MAC_BYTES = 32
 
-_MAX_ITEMS = 2**16
-_LARGEST = 2**64 - 1
+Code = Annotated[int, range(-(2**31), 2**31)]
+"""A ChronoLog code. All other numbers are u64, but for these two."""
+Port = Annotated[int, range(1, 2**16)]
+Milliseconds = Annotated[int, range(2**40 + 1)]
+"""A time-out; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class Message:
     """What all messages have in common."""
 
     has_body: ClassVar[bool] = False
-    """Whether bulk follows the head."""
+    """Whether bulk follows the head: then at least one byte of it."""
 
 
 # -- the handshake --
@@ -41,7 +45,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Hello(Message):
-    """Client to service, first of all. This message is the same in all versions of the protocol."""
+    """Client to service, first of all. This message and Failure are the same in all versions of the protocol."""
 
     protocol: int
     name: str
@@ -82,7 +86,7 @@ class Done(Message):
 class Failure(Message):
     """It could not be done: a ChronoLog code, and a sentence."""
 
-    code: int
+    code: Code
     sentence: str
 
 
@@ -179,7 +183,7 @@ class Acquired(Message):
     uid: int
     """The story's: another story that has its name later has another."""
     keeper_host: str
-    keeper_port: int
+    keeper_port: Port
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +205,7 @@ class Locate(Message):
 
 @dataclass(frozen=True, slots=True)
 class Located(Message):
-    """The story's uid, and "host:port" of every keeper that may have events of it."""
+    """The story's uid, and "host:port" of every keeper that may have events of it; "node:0" of one that is away."""
 
     uid: int
     keepers: list[str]
@@ -209,12 +213,15 @@ class Located(Message):
 
 @dataclass(frozen=True, slots=True)
 class Register(Message):
-    """Services only: a keeper or player says where it is, for as long as this connection lives. Answered with Done."""
+    """Services only: a keeper or player says where it is, for as long as this connection lives.
+
+    Answered with Done; before that the visor may tell a keeper to Drop what was destroyed while it was away.
+    """
 
     service: str
     node: str
     host: str
-    port: int
+    port: Port
 
 
 # -- to a keeper --
@@ -265,16 +272,18 @@ class Refused(Message):
     """A block was not journalled, nor will be those behind it; the stream is over."""
 
     stream: int
-    code: int
+    code: Code
     sentence: str
 
 
 @dataclass(frozen=True, slots=True)
 class Drop(Message):
-    """Services only: forget a story, or all stories of a chronicle where `story` is empty. Answered with Done."""
+    """The visor to a keeper that registers or has: forget a story, or where `story` is empty all. Answered with Done."""
 
     chronicle: str
     story: str
+    uid: int
+    """A story with a higher one was made later, and stays."""
 
 
 # -- to a keeper or player --
@@ -317,8 +326,7 @@ class Scan(Message):
     until: bytes
     until_now: bool
     since: bytes
-    timeout_ms: int
-    """0: none."""
+    timeout_ms: Milliseconds
     verify: bool
     aligned: bool
 
@@ -357,22 +365,32 @@ class Follow(Message):
     chronicle: str
     story: str
     cursor: bytes
-    timeout_ms: int
+    timeout_ms: Milliseconds
 
 
 M = TypeVar("M", bound=Message)
 KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in Message.__subclasses__()}
 _FIELDS = {
-    kind: {field.name: get_type_hints(kind)[field.name] for field in fields(kind)} for kind in KINDS.values()
+    kind: {
+        field.name: Kind.of(get_type_hints(kind, include_extras=True)[field.name]) for field in fields(kind)
+    }
+    for kind in KINDS.values()
 }
 
 
 def encode(message: Message) -> bytes:
-    """Return the head that says `message`."""
+    """Return the head that says `message`.
+
+    Raises:
+        InvalidArgumentError: a field has a value that cannot be said.
+    """
     kind = type(message)
-    head: bytes = msgpack.packb(
-        {"type": kind.__name__, **{name: getattr(message, name) for name in _FIELDS[kind]}}
-    )
+    said: dict[str, object] = {"type": kind.__name__}
+    for name, allowed in _FIELDS[kind].items():
+        said[name] = value = getattr(message, name)
+        if not allowed.fits(value):
+            raise InvalidArgumentError(f"{kind.__name__} with {name}={value!r:.100}, which is not {allowed}")
+    head: bytes = msgpack.packb(said)
     return head
 
 
@@ -386,30 +404,24 @@ def decode(head: bytes, *, has_body: bool = False) -> Message:
     Raises:
         ProtocolError: it says nothing that this version knows.
     """
-    try:
-        said = msgpack.unpackb(
-            head,
-            strict_map_key=True,
-            max_array_len=_MAX_ITEMS,
-            max_map_len=_MAX_ITEMS,
-            max_ext_len=0,
-            raw=False,
-        )
-    except Exception as error:  # msgpack raises its own, ValueError, UnicodeDecodeError and StackError
-        raise ProtocolError(f"a message that is no msgpack: {type(error).__name__}") from error
-    kind = KINDS.get(said.pop("type", None)) if isinstance(said, dict) and _has_name(said) else None
+    reader = HeadReader(head)
+    size = reader.map_size()
+    reader.key("type")
+    kind = KINDS.get(reader.value(Kind(str)))
     if kind is None:
         raise ProtocolError("a message of an unknown type")
     expected = _FIELDS[kind]
-    if said.keys() != expected.keys():
+    if size != 1 + len(expected):
         raise ProtocolError(
             f"a message {kind.__name__} with other fields than {', '.join(expected) or 'none'}"
         )
-    for name, hint in expected.items():
-        if not _CHECKS[str(hint)](said[name]):
-            raise ProtocolError(f"a message {kind.__name__} whose {name} is not {_name(hint)}")
-    if has_body and not kind.has_body:
-        raise ProtocolError(f"a message {kind.__name__} with a body")
+    said = {}
+    for name, allowed in expected.items():
+        reader.key(name)
+        said[name] = reader.value(allowed)
+    reader.end()
+    if has_body != kind.has_body:
+        raise ProtocolError(f"a message {kind.__name__} {'with' if has_body else 'without'} a body")
     return kind(**said)
 
 
@@ -422,30 +434,6 @@ def expect(message: Message, kind: type[M]) -> M:
     if not isinstance(message, kind):
         raise ProtocolError(f"a message {type(message).__name__} where {kind.__name__} was expected")
     return message
-
-
-def _has_name(said: dict[Any, Any]) -> bool:
-    return isinstance(said.get("type"), str)
-
-
-def _name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and str(hint) != "dict[str, str]" else str(hint)
-
-
-def _is_text_map(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for item in value.items() for text in item)
-
-
-_CHECKS = {
-    str(str): lambda value: isinstance(value, str),
-    str(bytes): lambda value: isinstance(value, bytes),
-    str(bool): lambda value: isinstance(value, bool),
-    str(int): lambda value: (
-        isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value <= _LARGEST
-    ),
-    str(list[str]): lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
-    str(dict[str, str]): _is_text_map,
-}
 
 
 def pack_marks(marks: Mapping[int, int]) -> bytes:
@@ -462,7 +450,10 @@ def unpack_marks(data: bytes) -> dict[int, int]:
     numbers = unpack_ids(data)
     if len(numbers) % 2:
         raise ProtocolError("marks that are no pairs")
-    return dict(zip(numbers[::2], numbers[1::2], strict=True))
+    marks = dict(zip(numbers[::2], numbers[1::2], strict=True))
+    if 2 * len(marks) != len(numbers):
+        raise ProtocolError("marks that name a client twice")
+    return marks
 
 
 def pack_ids(ids: Iterable[int]) -> bytes:

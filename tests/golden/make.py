@@ -14,8 +14,9 @@ from unittest import mock
 from py_chronolog_client.clock import ClockModel
 from py_chronolog_client.engine.base import WriterOptions
 from py_chronolog_client.engine.embedded import EmbeddedEngine
-from py_chronolog_client.store import catalog, owner
+from py_chronolog_client.store import owner
 from py_chronolog_client.store import files as files_module
+from py_chronolog_client.store.catalog import Catalog
 from py_chronolog_client.store.compaction import compact
 from py_chronolog_client.store.format import TAIL_OPEN, TAIL_STATE_OFFSET, TailHeader, TailState
 from py_chronolog_client.store.root import StoreRoot
@@ -71,7 +72,7 @@ def make(directory: pathlib.Path, version: int = 1) -> None:
     numbers = itertools.count()
     with (
         mock.patch.object(owner, "describe_process", lambda: PROCESS),
-        mock.patch.object(catalog.time, "time_ns", lambda: CREATED_NS),
+        mock.patch.dict(Catalog.__init__.__kwdefaults__, clock_ns=lambda: CREATED_NS),
         mock.patch.object(files_module, "unique_name", lambda: f"{next(numbers):032x}"),
         mock.patch.dict("os.environ", {"CHRONOLOG_MODE": "0644"}),
     ):

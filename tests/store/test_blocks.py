@@ -114,3 +114,22 @@ def test_the_close_record_is_the_last_block_or_none(descriptor: int, data: bytes
     assert (record is not None) == found
     if record is not None:
         assert (record["type"], record["next_sequence"]) == ("close", 10)
+
+
+@pytest.mark.parametrize("at", [0, 64, 256, 1024])
+def test_the_next_header_is_found_on_the_grid_alone(
+    descriptor: int, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "_SEARCH_BYTES", 192)
+    damaged = bytearray(BLOCK)
+    damaged[60] ^= 1
+    foreign = independent.events_block(CLIENT_ID + 1, 7, EVENTS)
+    before = bytes(32) + BLOCK + bytes(32) + damaged + foreign
+    put(descriptor, before + bytes(at) + BLOCK + BLOCK)
+    place = len(before) + at
+    size_bytes = os.fstat(descriptor).st_size
+    assert blocks.find_header(descriptor, 0, size_bytes, CLIENT_ID) == place
+    assert blocks.find_header(descriptor, place, size_bytes, CLIENT_ID) == place
+    assert blocks.find_header(descriptor, place + 64, size_bytes, CLIENT_ID) == place + len(BLOCK)
+    assert blocks.find_header(descriptor, place + len(BLOCK) + 64, size_bytes, CLIENT_ID) is None
+    assert blocks.find_header(descriptor, 0, place, CLIENT_ID) is None

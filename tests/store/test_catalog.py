@@ -109,6 +109,22 @@ def test_a_story_keeps_the_attributes_of_its_first_acquisition(catalog: Catalog)
     assert catalog.stories("c") == ["s"]
 
 
+def test_when_a_story_was_created(tmp_path: pathlib.Path) -> None:
+    """By the clock that the catalog was given; whoever makes the story again makes another."""
+    times = iter(range(100, 200))
+    catalog = Catalog(StoreRoot.open(tmp_path / "store", create=True), clock_ns=lambda: next(times))
+    catalog.create_chronicle("c", {})
+    with pytest.raises(NotFoundError):
+        catalog.story_created_ns("c", "s")
+    catalog.ensure_story("c", "s", {})
+    first = catalog.story_created_ns("c", "s")
+    catalog.ensure_story("c", "s", {})
+    assert catalog.story_created_ns("c", "s") == first
+    catalog.destroy_story("c", "s")
+    catalog.ensure_story("c", "s", {})
+    assert 200 > catalog.story_created_ns("c", "s") > first >= 100
+
+
 def test_what_is_not_there_is_not_found(catalog: Catalog) -> None:
     catalog.create_chronicle("c", {})
     for action in (

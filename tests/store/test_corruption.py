@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 import py_chronolog_client as chronolog
 from py_chronolog_client.engine.embedded import EmbeddedEngine
 from py_chronolog_client.errors import DamageError, NotFoundError, StoreError
-from py_chronolog_client.store import blocks as blocks_module
-from py_chronolog_client.store import owner
+from py_chronolog_client.store import blocks, owner
 from tests.store import independent, reading
 from tests.support import processes
 from tests.support.counts import soak
@@ -565,7 +564,7 @@ def test_a_long_stretch_of_garbage_is_searched_quickly(store: pathlib.Path) -> N
 def test_the_search_crosses_the_borders_of_its_pieces(
     store: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks_module, "_PIECE_BYTES", 256)
+    monkeypatch.setattr(blocks, "_SEARCH_BYTES", 256)
     path = reading.segment(story(store), 1)
     for length in range(64, 1024, 64):
         path.write_bytes(PIECES[0] + PIECES[1] + b"\7" * length + PIECES[2] + PIECES[3] + PIECES[4])

@@ -2,7 +2,9 @@
 
 import pathlib
 import random
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -12,7 +14,7 @@ from py_chronolog_client.engine.base import WriterOptions
 from py_chronolog_client.engine.embedded import EmbeddedEngine
 from py_chronolog_client.errors import DamageError
 from py_chronolog_client.store import outbox as outbox_module
-from py_chronolog_client.store.format import HEADER_BYTES, KIND_EVENTS, BlockHeader, decode_map
+from py_chronolog_client.store.format import HEADER_BYTES, KIND_EVENTS, BlockHeader, decode_map, encode_record
 from py_chronolog_client.store.outbox import Outbox
 from tests.store.writing import (  # noqa: F401  `small` is a fixture
     CHRONICLE,
@@ -33,12 +35,13 @@ CLIENT_ID = 7
 
 
 class Receiver:
-    """A keeper as simple as can be: whole blocks one after another, events in order and without a gap."""
+    """A keeper as simple as can be: whole blocks one after another, events in order and without a gap, records once."""
 
     def __init__(self) -> None:
         self.segment = bytearray()
         self.sequence = 0
         self.kinds: list[str] = []
+        self.records: set[bytes] = set()
 
     def receive(self, pieces: list[bytes | memoryview]) -> None:
         block = b"".join(pieces)
@@ -49,7 +52,10 @@ class Receiver:
         if header.kind == KIND_EVENTS:
             assert header.first_sequence == self.sequence, "a gap, or something twice"
             self.sequence = header.end_sequence
+        elif block in self.records:
+            return
         else:
+            self.records.add(block)
             payload = block[HEADER_BYTES : HEADER_BYTES + header.payload_bytes]
             self.kinds.append(decode_map(payload)["type"])
             if not self.segment:
@@ -243,3 +249,52 @@ def test_remove_leaves_the_files_of_others(tmp_path: pathlib.Path) -> None:
             acquire(client).log_event("x")
     Outbox(story_directory(tmp_path / "store"), CLIENT_ID).remove()
     assert [path.name for path in files(tmp_path / "store")] == [f"{8:016x}.log"]
+
+
+def test_what_a_clock_has_learned_is_shipped_although_events_behind_it_were_shipped_before(
+    tmp_path: pathlib.Path,
+) -> None:
+    receiver = Receiver()
+    with connect(tmp_path / "store", client_id=CLIENT_ID) as client:
+        handle = acquire(client)
+        outbox = Outbox(story_directory(tmp_path / "store"), CLIENT_ID)
+        drain(outbox, receiver)
+        (segment,) = files(tmp_path / "store", "*.log")
+        record = encode_record(CLIENT_ID, 0, {"type": "clock", "first_sequence": 0, "models": b""})
+        handle.log_event("shipped out of the tail")
+        drain(outbox, receiver)
+        with segment.open("ab") as file:
+            file.write(record)
+        assert drain(outbox, receiver) == 1
+        assert receiver.kinds[-1] == "clock"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("round_number", range(soak(2, 50)))
+def test_blocks_that_are_being_written_are_waited_for(tmp_path: pathlib.Path, round_number: int) -> None:
+    """A block is not whole, a moment later there is one behind it: the first was not skipped."""
+    count = 20_000
+    code = f"""
+        from tests.store.writing import acquire, connect, small_tails
+        small_tails()
+        with connect({str(tmp_path / "store")!r}, client_id={CLIENT_ID}) as client:
+            log = acquire(client).log_event
+            print("begun", flush=True)
+            for number in range({count}):
+                log(str(number))
+    """
+    receiver = Receiver()
+    with subprocess.Popen(
+        [sys.executable, "-B", *python_argv("-c", code)],
+        env=processes.child_environment(),
+        stdout=subprocess.PIPE,
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"begun\n"
+        outbox = Outbox(story_directory(tmp_path / "store"), CLIENT_ID)
+        deadline = time.monotonic() + 60
+        while not outbox.ended:
+            drain(outbox, receiver)
+            assert time.monotonic() < deadline
+    assert writer.returncode == 0
+    assert receiver.sequence == count

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from py_chronolog_client.errors import InvalidArgumentError
+from py_chronolog_client.errors import DamageError, InvalidArgumentError
 from py_chronolog_client.store import segment as module
 from py_chronolog_client.store.root import StoreRoot
 from py_chronolog_client.store.segment import Segment
@@ -187,3 +187,42 @@ def test_a_successor_that_comes_to_nothing_leaves_nothing(
             segment.successor(segment.start, lambda: True)
     assert names(path) == [path.name]
     segment.close()
+
+
+# -- opening what another process has left --
+
+
+def test_who_goes_on_in_a_segment_that_is_there_knows_its_first_block(
+    root: StoreRoot, path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_bytes(FIRST + EVENTS)
+    segment = Segment.reopened(root, path, 0, CLIENT_ID)
+    assert (segment.path, segment.number, segment.start) == (path, 0, len(FIRST))
+    end = len(FIRST + EVENTS)
+    end += segment.write([MORE], end)
+    monkeypatch.setattr(module.os, "fdatasync", failing)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        segment.sync(end)
+    monkeypatch.undo()
+    made = segment.successor(end, lambda: True)
+    assert made is not None
+    successor, _ = made
+    assert successor.path.read_bytes() == FIRST + EVENTS + MORE
+    successor.close()
+    segment.close()
+    again = Segment.reopened(root, path, 1, CLIENT_ID)
+    assert again.path == successor.path
+    again.discard()
+    assert successor.path.exists(), "it was made elsewhere"
+
+
+@pytest.mark.parametrize("data", [b"", FIRST[:-64], bytes(64) + FIRST, EVENTS[:-1], FIRST[:-1]])
+def test_what_begins_with_no_whole_block_of_the_client_is_not_gone_on_with(
+    root: StoreRoot, path: pathlib.Path, data: bytes
+) -> None:
+    path.write_bytes(data)
+    with pytest.raises(DamageError):
+        Segment.reopened(root, path, 0, CLIENT_ID)
+    path.write_bytes(independent.client_record(CLIENT_ID + 1))
+    with pytest.raises(DamageError):
+        Segment.reopened(root, path, 0, CLIENT_ID)

@@ -1,0 +1,137 @@
+"""ChronoPlayer: answers questions about stories whose events are on several keepers.
+
+It keeps nothing: every answer is made of those of the keepers while it is sent. A page is made when the one before it
+has gone to the kernel, and the keepers do the same, so a reader that is slow, or never reads, costs a page of each
+keeper.
+
+A follower waits for the first of several keepers that has something. A question hangs at each of them, and that one
+of them is answered wakes him up. Then all are asked what they have, so that what he gets is in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import chain
+from typing import TypeVar
+
+from chronolog_hpc.services.keepers import Keepers, News
+from chronolog_hpc.services.questions import Answer, described, packed, scanned, send_all
+from chronolog_hpc.services.registration import Registration
+from chronolog_hpc.services.server import Service
+from chronolog_hpc.services.session import Body, Session
+from py_chronolog_client.engine.base import Snapshot
+from py_chronolog_client.engine.connection import Address
+from py_chronolog_client.wire import messages
+from py_chronolog_client.wire.handshake import Identity
+from py_chronolog_client.wire.messages import Message, pack_marks, unpack_marks
+
+_READERS = 64
+BELL_S = 10.0
+"""So long questions hang at keepers; then they are asked again, and keepers that are new too."""
+_AWAY_S = 0.2
+"""So often a keeper that is away, or has never heard of the story, is asked again."""
+_LOOK_S = 1.0
+"""So often a follower to whom nothing happens is looked at: he may be gone."""
+
+T = TypeVar("T")
+
+
+class Player(Service):
+    """A player of a deployment."""
+
+    role = "player"
+
+    def __init__(self, node: str, visor: Address, identity: Identity) -> None:
+        """Prepare to answer.
+
+        Args:
+            node: name of the machine.
+            visor: where it listens.
+            identity: of the services.
+        """
+        self._node = node
+        self._visor = visor
+        self._identity = identity
+        self._keepers = Keepers(visor, identity)
+        self._readers = ThreadPoolExecutor(_READERS, "chronolog-play")
+
+    async def started(self, address: Address) -> None:
+        self._loop = asyncio.get_running_loop()
+        register = messages.Register(self.role, self._node, *address)
+        self._registration = Registration(self._visor, self._identity, register)
+
+    async def stopping(self) -> None:
+        self._registration.stop()
+        self._keepers.close()
+
+    async def stopped(self) -> None:
+        self._readers.shutdown(cancel_futures=True)
+
+    async def answer(self, session: Session, message: Message, body: Body) -> None:
+        match message:
+            case messages.TakeSnapshot(chronicle, story):
+                marks = await self._read(lambda: self._keepers.snapshot(chronicle, story))
+                await session.send(messages.Marks(pack_marks(marks)))
+            case messages.ListClients():
+                await send_all(session, described(self._keepers, message), self._readers)
+            case messages.Scan():
+                await send_all(session, scanned(self._keepers, message), self._readers)
+            case messages.Follow():
+                await self._follow(session, message)
+            case _:
+                raise self.unknown(message)
+
+    async def _follow(self, session: Session, question: messages.Follow) -> None:
+        """Answer as soon as one keeper has something new; wait for keepers that are away as long as there is time."""
+        cursor = unpack_marks(question.cursor)
+        deadline_s = self._loop.time() + question.timeout_ms / 1000
+        while True:
+            news = await self._read(lambda: self._keepers.news(question.chronicle, question.story, cursor))
+            try:
+                if news.first is not None or news.next_cursor(cursor) != cursor:
+                    await send_all(session, _told(news, cursor), self._readers)
+                    return
+            finally:
+                await self._read(news.pages.close)
+            left_s = deadline_s - self._loop.time()
+            if left_s <= 0 or not session.is_open:
+                break
+            somebody_is_silent = news.away is not None or news.silent
+            await self._wait(
+                session, question, min(left_s, _AWAY_S if somebody_is_silent else BELL_S), news.silent
+            )
+        if news.away is not None:
+            raise news.away
+        await session.send(messages.Marks(question.cursor))
+
+    async def _wait(
+        self, session: Session, question: messages.Follow, timeout_s: float, silent: set[Address]
+    ) -> None:
+        """Wait until a keeper has something new; a follower to whom nothing happens costs no thread."""
+        story, cursor = (question.chronicle, question.story), unpack_marks(question.cursor)
+        deadline_s = self._loop.time() + timeout_s
+        rung = asyncio.Event()
+        bells = await self._read(lambda: self._keepers.bells(*story, cursor, timeout_s, silent))
+        try:
+            for bell in bells:
+                self._loop.add_reader(bell.fileno(), rung.set)
+            while session.is_open and not rung.is_set() and (left_s := deadline_s - self._loop.time()) > 0:
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(rung.wait(), min(left_s, _LOOK_S))
+        finally:
+            for bell in bells:
+                self._loop.remove_reader(bell.fileno())
+                bell.close()
+
+    async def _read(self, action: Callable[[], T]) -> T:
+        return await self._loop.run_in_executor(self._readers, action)
+
+
+def _told(news: News, cursor: Snapshot) -> Iterator[Answer]:
+    """Answer a follower."""
+    if news.first is not None:
+        yield from packed(chain([news.first], news.pages))
+    yield messages.Marks(pack_marks(news.next_cursor(cursor))), []

@@ -1,0 +1,152 @@
+"""Real services of a deployment, as processes on the loopback interface."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from py_chronolog_client.engine.connection import Address
+from py_chronolog_client.engine.remote import RemoteEngine
+from py_chronolog_client.tokens import new_secret, write_tokens
+from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
+from tests.support import processes
+
+READY_S = 30.0
+USER = "ada"
+GRACE_S = 0.5
+"""Who was killed holds his stories for so long."""
+
+
+class Role:
+    """One service, which can be killed and started again at the same address."""
+
+    def __init__(self, role: str, directory: pathlib.Path, tokens: pathlib.Path, *more: object) -> None:
+        self.role, self.directory, self.tokens, self.more = role, directory, tokens, more
+        self.log = directory.parent / f"{directory.name}.log"
+        self.address = Address("127.0.0.1", 0)
+        self.start()
+
+    def start(self) -> None:
+        argv = [sys.executable, "-m", "chronolog_hpc.services", self.role, "--directory", self.directory]
+        argv += ["--host", "127.0.0.1", "--port", self.address.port, "--tokens", self.tokens, *self.more]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [str(word) for word in argv],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=processes.child_environment(),
+            )
+        self.address = self._wait_until_ready()
+
+    def _wait_until_ready(self) -> Address:
+        assert self.process.stdout is not None
+        assert select.select([self.process.stdout], [], [], READY_S)[0], f"not ready: {self.said()}"
+        line = os.read(self.process.stdout.fileno(), 4096).decode()
+        found = re.search(r"listening on ([0-9.]+):([0-9]+)", line)
+        assert found, f"{line!r}: {self.said()}"
+        return Address(found[1], int(found[2]))
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")[-4000:]
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self.process.kill()
+        self._end()
+
+    def stop(self) -> int:
+        """End it with SIGTERM; return its exit status."""
+        self.process.send_signal(signal.SIGCONT)
+        self.process.terminate()
+        return self._end()
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def _end(self) -> int:
+        try:
+            status = self.process.wait(READY_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"{self.role} did not end: {self.said()}") from None
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return status
+
+
+class Deployment:
+    """A visor, keepers and a player below a directory."""
+
+    def __init__(self, directory: pathlib.Path, keepers: int = 1, *, player: bool = True) -> None:
+        self.directory = directory
+        directory.mkdir()
+        self.tokens = directory / "tokens"
+        self.identity = Identity(USER, new_secret())
+        write_tokens(self.tokens, {SERVICE_NAME: new_secret(), USER: self.identity.secret})
+        self.roles: list[Role] = []
+        self.visor = self.start("visor", "--grace", GRACE_S)
+        self.keepers = [self.start_keeper(number) for number in range(keepers)]
+        self.player = self.start("player", *self._visor()) if player else None
+
+    def start(self, role: str, *more: object, name: str = "") -> Role:
+        started = Role(role, self.directory / (name or role), self.tokens, *more)
+        self.roles.append(started)
+        return started
+
+    def start_keeper(self, number: int) -> Role:
+        return self.start("keeper", *self._visor(), "--node", f"n{number}", name=f"keeper-{number}")
+
+    def _visor(self) -> tuple[object, ...]:
+        return "--visor", str(self.visor.address)
+
+    def engine(self) -> RemoteEngine:
+        player = None if self.player is None else self.player.address
+        return RemoteEngine(self.visor.address, player, self.identity)
+
+    def environment(self) -> dict[str, str]:
+        """Return what a client program needs to find its way."""
+        return {
+            "CHRONOLOG_TOKEN_FILE": str(self.tokens),
+            "CHRONOLOG_SPOOL": str(self.directory / "spool"),
+        }
+
+    def stop(self) -> None:
+        for role in reversed(self.roles):
+            if role.process.poll() is None:
+                with contextlib.suppress(AssertionError):
+                    role.stop()
+
+
+@contextlib.contextmanager
+def deployed(
+    directory: pathlib.Path, monkeypatch: pytest.MonkeyPatch, keepers: int = 1
+) -> Iterator[Deployment]:
+    """Run a deployment, and let the clients of this process find it."""
+    deployment = Deployment(directory, keepers)
+    for name, value in deployment.environment().items():
+        monkeypatch.setenv(name, value)
+    try:
+        yield deployment
+    finally:
+        deployment.stop()
+
+
+def eventually(holds: object, timeout_s: float = 30.0) -> None:
+    """Wait until something holds; fail if it does not."""
+    assert callable(holds)
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, "it does not come to hold"
+        time.sleep(0.01)
