@@ -14,8 +14,8 @@ from unittest import mock
 from py_chronolog_client.clock import ClockModel
 from py_chronolog_client.engine.base import WriterOptions
 from py_chronolog_client.engine.embedded import EmbeddedEngine
-from py_chronolog_client.store import owner
 from py_chronolog_client.store import files as files_module
+from py_chronolog_client.store import owner
 from py_chronolog_client.store.catalog import Catalog
 from py_chronolog_client.store.compaction import compact
 from py_chronolog_client.store.format import TAIL_OPEN, TAIL_STATE_OFFSET, TailHeader, TailState
