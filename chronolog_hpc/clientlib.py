@@ -109,6 +109,7 @@ if TYPE_CHECKING:
     from py_chronolog_client.order import around, story_order
     from py_chronolog_client.page import U64, MemoryPage, Page, Payload
     from py_chronolog_client.store.catalog import Catalog
+    from py_chronolog_client.store.census import Known
     from py_chronolog_client.timeline import correct, surprise
 
 __all__ = [
@@ -285,14 +286,13 @@ class StoryFiles:
         Raises:
             StoreError: a client's file is not there.
         """
-        from py_chronolog_client.store.records import read_client_record
-
-        found = []
-        for client_id in client_ids:
-            path = self._path(client_id)
-            record: Mapping[str, Any] = read_client_record(path, client_id) or {}
-            found.append(ClientFile(client_id, str(record.get("host", "")), self._size_bytes(path)))
-        return found
+        found = self._census(client_ids)
+        return [
+            ClientFile(
+                client_id, str(found[client_id].description.get("host", "")), found[client_id].size_bytes
+            )
+            for client_id in client_ids
+        ]
 
     def require(self, client_ids: Sequence[int]) -> None:
         """Make sure that this process sees the files of some clients.
@@ -300,19 +300,15 @@ class StoryFiles:
         Raises:
             StoreError: one is not there.
         """
+        self._census(client_ids)
+
+    def _census(self, client_ids: Sequence[int]) -> Mapping[int, Known]:
+        found = self._catalog.census(self._directory, set(client_ids))
         for client_id in client_ids:
-            self._size_bytes(self._path(client_id))
-
-    def _path(self, client_id: int) -> Path:
-        return self._directory / f"{client_id:016x}.log"
-
-    @staticmethod
-    def _size_bytes(path: Path) -> int:
-        try:
-            return os.stat(path).st_size
-        except OSError as error:
-            raise StoreError(
-                path,
-                f"another rank sees this file, and this one does not ({error.strerror}): use a store on a "
-                "file system that all hosts share",
-            ) from error
+            if client_id not in found:
+                raise StoreError(
+                    self._directory / f"{client_id:016x}.log",
+                    "another rank sees this file, and this one does not: use a store on a file system that all "
+                    "hosts share",
+                )
+        return found

@@ -194,10 +194,11 @@ class GatheredPage(Page):
     def payload(self, start: int = 0, stop: int | None = None) -> Payload:
         parts = list(self.payloads(start, stop))
         payload = Payload.join([payload for _, payload in parts])
-        if len(parts) < 2:
+        places = np.concatenate([np.empty(0, np.intp), *(places for places, _ in parts)])
+        if bool(np.all(places[1:] > places[:-1])):  # one origin, or one after another
             return payload
         order = np.empty(len(payload), np.intp)
-        order[np.concatenate([places for places, _ in parts])] = np.arange(len(order))
+        order[places] = np.arange(len(order))
         return payload.take(order)
 
     def records(self, start: int = 0, stop: int | None = None) -> list[bytes]:

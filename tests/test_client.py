@@ -1148,7 +1148,7 @@ def test_the_client_knows_nothing_of_mpi(path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_dependencies_are_numpy_and_msgpack(path: pathlib.Path) -> None:
-    optional = {"isal"} if path.name == "crc.py" else set()
+    optional = {"isal"} if path.name in ("crc.py", "deflate.py") else set()
     assert imports(path) <= {*sys.stdlib_module_names, "numpy", "msgpack", "py_chronolog_client", *optional}
 
 

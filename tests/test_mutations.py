@@ -18,9 +18,17 @@ import pytest
 from py_chronolog_client.store import (
     acquisition,
     apart,
+    archive,
     blocks,
+    chunk,
+    chunkformat,
+    chunking,
     clientlog,
+    comeback,
+    compaction,
+    deflate,
     files,
+    merge,
     owner,
     rights,
     segment,
@@ -38,7 +46,11 @@ from py_chronolog_client.store.pen import Pen
 from py_chronolog_client.testing.contract import Probe
 from tests.engine import test_embedded
 from tests.store import (
+    test_archive,
     test_catalog,
+    test_chunk,
+    test_chunking,
+    test_compaction,
     test_corruption,
     test_dropped,
     test_fork,
@@ -360,16 +372,16 @@ READING = [
     ),
     Defect(
         "ties are ordered by chance",
-        storylog._pages,
-        'order = np.argsort(keys, kind="stable")',
+        merge._pages,
+        'order = np.lexsort((sequences, client_ids, keys)) if has_chunks else np.argsort(keys, kind="stable")',
         'order = np.argsort(keys[::-1], kind="stable")[::1]',
         contract("test_order_is_time_client_sequence"),
     ),
     Defect(
         "the end of a range is left out",
-        storylog._Cursor._wanted,
-        'int(np.searchsorted(keys, np.uint64(end_ns), "right")), self._marks[1] - stretch.first_sequence',
-        "int(np.searchsorted(keys, np.uint64(end_ns))), self._marks[1] - stretch.first_sequence",
+        merge.ClientItem._wanted,
+        'stop = min(int(np.searchsorted(keys, np.uint64(end_ns), "right")), self._marks[1] - first_sequence)',
+        "stop = min(int(np.searchsorted(keys, np.uint64(end_ns))), self._marks[1] - first_sequence)",
         contract("test_a_range_includes_both_ends"),
     ),
     Defect(
@@ -425,7 +437,7 @@ NAMES = [
     Defect(
         "a client does not look whether its files are where they were",
         acquisition.confirm,
-        "if not all(map(os.path.lexists, made)):",
+        "if not is_made or client_id not in clients(story_directory):",
         "if False:",
         a_test(test_catalog.test_an_acquisition_needs_both_files_where_the_path_leads),
     ),
@@ -439,6 +451,160 @@ NAMES = [
     ),
 ]
 """Names that appear, are acquired, and go."""
+
+
+MERGING = [
+    Defect(
+        "two chunks double an event",
+        archive.Archive._by_client,
+        "first = max(held.first_sequence, expected)",
+        "first = held.first_sequence",
+        a_test(test_compaction.test_two_chunks_of_the_same_events),
+    ),
+    Defect(
+        "a chunk and a block double an event",
+        clientlog.ClientLog._beside_chunks,
+        "start = span.end_sequence",
+        "pass",
+        a_test(test_archive.test_a_chunk_and_blocks_may_share_some_events),
+    ),
+    Defect(
+        "segments for which a chunk stands are looked at",
+        clientlog.ClientLog.refresh,
+        "numbers = [number for number in numbers if number >= self._first_number]",
+        "self._next_number = 0",
+        a_test(test_archive.test_a_segment_for_which_a_chunk_stands_is_not_looked_at),
+    ),
+    Defect(
+        "a reader does not look at the chunks again",
+        storylog.StoryLog.refresh,
+        "if self._chunk_names() == self._archive.names:",
+        "if True:",
+        a_test(
+            test_compaction.test_segments_that_go_at_any_moment_of_a_reader, moment="listed", comes_back=False
+        ),
+    ),
+    Defect(
+        "a reader opens only the segments that were listed",
+        clientlog.ClientLog._open_files,
+        "stop = max(numbers, default=-1) + 1",
+        "stop = max(numbers, default=-1) + 1\nif self._next_number >= stop:\n    return False",
+        a_test(test_compaction.test_a_client_that_comes_back_between_the_listing_and_its_tail, merged=True),
+    ),
+    Defect(
+        "a chunk is merged as if its events were one client's",
+        merge._pages,
+        'order = np.lexsort((sequences, client_ids, keys)) if has_chunks else np.argsort(keys, kind="stable")',
+        'order = np.argsort(keys, kind="stable")',
+        a_test(test_chunk.test_chunks_and_segments_are_merged),
+    ),
+    Defect(
+        "the marks of clients in a chunk do not count",
+        merge.Selection.of_clients,
+        "if self._is_whole:",
+        "if True:",
+        a_test(test_compaction.test_ranges_marks_and_clients),
+    ),
+    Defect(
+        "the name of a segment is used again",
+        comeback.last_departure,
+        "merged = _merged(directory, client_id)",
+        "merged = _merged(directory, client_id)\nif merged:\n    merged = merged._replace(next_number=0)",
+        a_test(test_compaction.test_a_client_comes_back_and_is_merged_again),
+    ),
+    Defect(
+        "a client that comes back goes on in a segment that is closed",
+        comeback.open_segment,
+        "departure = last_departure(directory, client_id)",
+        "return Segment(root, path, first_block, returning=first_sequence > 0)",
+        a_test(test_compaction.test_a_client_that_comes_back_before_it_is_merged_makes_its_next_segment),
+    ),
+    Defect(
+        "a client that has come back is merged",
+        compaction._closed_clients,
+        "if numbers[-1] < _merged(held) or client_id in tails:",
+        "if numbers[-1] < _merged(held):",
+        a_test(test_archive.test_a_client_with_a_tail_is_not_merged),
+    ),
+    Defect(
+        "a client whose last events only are in a chunk loses the others",
+        compaction._closed_client,
+        "elif runs:\nbreak  # a chunk of its own holds one range, and this would be one on either side of another's",
+        "elif runs:\n    runs = []",
+        a_test(test_archive.test_a_client_of_whom_a_chunk_holds_later_events_is_not_merged),
+    ),
+    Defect(
+        "clock runs go on over the begin of a clock record",
+        compaction._closed_client,
+        "if runs and runs[-1].clock == span.clock and span.first_sequence not in log.clock_starts:",
+        "if runs and runs[-1].clock == span.clock:",
+        a_test(test_archive.test_a_clock_run_ends_where_a_clock_record_begins),
+    ),
+    Defect(
+        "half a chunk is left",
+        compaction._tidy,
+        "os.unlink(name, dir_fd=directory_number)",
+        "pass",
+        a_test(test_compaction.test_a_death_before_every_step),
+    ),
+    Defect(
+        "segments that a predecessor should have deleted are left",
+        compaction._compact,
+        "_tidy(directory, archive, directory_number)",
+        "pass",
+        a_test(test_compaction.test_a_death_before_every_step),
+    ),
+    Defect(
+        "the claim is not touched before a chunk appears",
+        chunking.write_chunk,
+        "confirm()",
+        "pass",
+        a_test(test_chunking.test_it_appears_only_when_it_is_confirmed),
+    ),
+    Defect(
+        "the checksum of records is not looked at with verification",
+        chunk.ChunkPage.check,
+        "if crc != self.entry.payload_crc:",
+        "if False:",
+        a_test(test_chunk.test_any_bit, packed=True),
+    ),
+    Defect(
+        "the checksum of records is not looked at when they are fetched",
+        chunk.ChunkPage.unpacked,
+        "if crc32(packed) != entry.payload_crc:",
+        "if False:",
+        a_test(test_chunk.test_without_verification_damage_is_an_error_when_records_are_fetched),
+    ),
+    Defect(
+        "a chunk that was cut or has grown is believed",
+        chunk.Chunk.__init__,
+        "if size_bytes != header.file_bytes:",
+        "if False:",
+        a_test(test_chunk.test_any_truncation),
+    ),
+    Defect(
+        "events that a chunk does not hold are believed",
+        chunk.ChunkPage.columns,
+        "if bool(np.any((firsts < starts) | (counts > held) | (firsts - starts > held - counts))):",
+        "if bool(np.any(firsts - starts + counts > held)):",
+        a_test(test_chunk.test_hostile_pages, wrong={"table": [0, 1, 2, 1, 2**64 - 1, 0]}),
+    ),
+    Defect(
+        "packed data of another size are believed",
+        deflate.unpack,
+        "if len(unpacked) != size_bytes or not unpacker.eof or unpacker.unused_data:",
+        "if len(unpacked) > size_bytes:",
+        a_test(test_chunk.test_a_list_that_unpacks_to_another_size, size=10**6 - 1),
+    ),
+    Defect(
+        "a list of pages beyond the limits is believed",
+        chunkformat.PageEntry.checked,
+        "return self if sound else None",
+        "return self",
+        a_test(test_chunk.test_hostile_lists_of_pages, place=11, value=2**27 + 1),
+    ),
+]
+"""Segments that are merged into chunks."""
 
 
 def make_story(path: pathlib.Path) -> pathlib.Path:
@@ -460,8 +626,9 @@ MAKERS: dict[tuple[str, str], Callable[[pathlib.Path], object]] = {
     (test_catalog.__name__, "catalog"): lambda path: open_catalog(path / "store", patience_s=0.02),
     (test_catalog.__name__, "story"): make_story,
     (test_owner.__name__, "fresh"): make_fresh,
+    (test_compaction.__name__, "store"): lambda path: test_compaction.make_store(path / "store"),
 }
-DEFECTS = [*WRITING, *CHILDREN, *READING, *NAMES]
+DEFECTS = [*WRITING, *CHILDREN, *READING, *NAMES, *MERGING]
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from py_chronolog_client.engine.base import (
 from py_chronolog_client.errors import ClosedError, InvalidArgumentError, NotFoundError, StoreError
 from py_chronolog_client.store.catalog import Catalog
 from py_chronolog_client.store.files import os_errors
-from py_chronolog_client.store.records import read_client_record
+from py_chronolog_client.store.format import NEW_FORMAT
 from py_chronolog_client.store.root import StoreRoot, trusts_tails
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class EmbeddedEngine(Engine):
         directory: str | os.PathLike[str],
         *,
         create: bool = True,
+        new_format: int = NEW_FORMAT,
         segment_limit_bytes: int | None = None,
     ) -> None:
         """Open a store.
@@ -63,6 +64,7 @@ class EmbeddedEngine(Engine):
         Args:
             directory: of the store.
             create: make it if it is not there; otherwise it must be there, and is only read.
+            new_format: of a store that is made; 2 for one whose segments will be merged into chunks.
             segment_limit_bytes: how much space a client may take on the disk before its events are refused.
 
         Raises:
@@ -73,7 +75,7 @@ class EmbeddedEngine(Engine):
             NotAuthorizedError: this user may not use it.
         """
         trusts_tails()
-        root = StoreRoot.open(directory, create=create)
+        root = StoreRoot.open(directory, create=create, new_format=new_format)
         root.segment_limit_bytes = segment_limit_bytes
         self._open_catalog: Catalog | None = Catalog(root)
         self._directory = root.path
@@ -124,9 +126,7 @@ class EmbeddedEngine(Engine):
 
     def clients(self, chronicle: str, story: str) -> dict[int, dict[str, Any]]:
         directory = self._catalog.story_directory(chronicle, story)
-        found = {}
-        for client_id in self._catalog.clients(directory):
-            found[client_id] = read_client_record(directory / f"{client_id:016x}.log", client_id) or {}
+        found = {client_id: known.description for client_id, known in self._catalog.census(directory).items()}
         self._catalog.story_directory(chronicle, story)  # or it was destroyed meanwhile
         return found
 

@@ -82,6 +82,8 @@ from py_chronolog_client.store.records import read_client_record
 from py_chronolog_client.store.root import StoreRoot
 
 DESTROYING = "destroying"
+MERGING = "merging"
+"""The same kind of claim, to the sole right to merge the segments of a story into chunks."""
 
 _SEGMENT = re.compile(r"([0-9a-f]{16})(?:\.([1-9][0-9]{0,8}))?\.log")
 _TAIL = re.compile(r"([0-9a-f]{16})\.tail")
@@ -110,6 +112,20 @@ def segments(story_directory: Path) -> dict[int, list[int]]:
         if match:
             numbers.setdefault(int(match[1], 16), []).append(int(match[2] or 0))
     return {client_id: sorted(numbers[client_id]) for client_id in sorted(numbers)}
+
+
+def tails(story_directory: Path) -> set[int]:
+    """Return the ids of all clients that have a tail in a story.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    return {int(match[1], 16) for match in map(_TAIL.fullmatch, os.listdir(story_directory)) if match}
+
+
+def segment_path(story_directory: Path, client_id: int, number: int) -> Path:
+    """Return the name of a segment: 0 is `<client>.log`."""
+    return story_directory / (f"{client_id:016x}.{number}.log" if number else f"{client_id:016x}.log")
 
 
 def holders(story_directory: Path) -> list[dict[str, Any]]:
@@ -141,8 +157,8 @@ def confirm(story_directory: Path, client_id: int, patience_s: float) -> None:
         OSError: the directories cannot be read.
     """
     await_destroyers((story_directory.parent.parent, story_directory), patience_s)
-    made = (story_directory / f"{client_id:016x}{suffix}" for suffix in (".log", ".tail"))
-    if not all(map(os.path.lexists, made)):
+    is_made = os.path.lexists(story_directory / f"{client_id:016x}.tail")
+    if not is_made or client_id not in clients(story_directory):
         raise NotFoundError(
             f"{story_directory}: the story was destroyed while it was acquired: acquire it again"
         )
@@ -164,14 +180,14 @@ def await_destroyers(directories: Iterable[Path], patience_s: float) -> None:
                 )
 
 
-def living_destroyer(directory: Path) -> dict[str, Any] | None:
-    """Return who destroys a story or chronicle, or None; claims of dead destroyers are removed.
+def living_destroyer(directory: Path, kind: str = DESTROYING) -> dict[str, Any] | None:
+    """Return who destroys (or merges) a story or chronicle, or None; claims of dead destroyers are removed.
 
     Raises:
         OSError: the directory cannot be read.
     """
-    for name in _claims(directory):
-        path = directory / DESTROYING / name
+    for name in _claims(directory, kind):
+        path = directory / kind / name
         description = {} if name.startswith(".") else _read_claim(path)
         if description is None:
             continue
@@ -180,18 +196,19 @@ def living_destroyer(directory: Path) -> dict[str, Any] | None:
         with suppress(OSError):
             os.unlink(path)
     with suppress(OSError):
-        os.rmdir(directory / DESTROYING)
+        os.rmdir(directory / kind)
     return None
 
 
 @contextmanager
-def claimed(root: StoreRoot, directory: Path, patience_s: float) -> Iterator[Path]:
-    """Hold the claim to a story or chronicle, which is the sole right to rename it away.
+def claimed(root: StoreRoot, directory: Path, patience_s: float, kind: str = DESTROYING) -> Iterator[Path]:
+    """Hold the claim to a story or chronicle, which is the sole right to rename it away (or to merge its segments).
 
     Args:
         root: the store.
         directory: the story or chronicle.
         patience_s: how long to wait for another destroyer.
+        kind: `DESTROYING` or `MERGING`.
 
     Yields:
         The file that is the claim, to be touched from time to time.
@@ -202,13 +219,13 @@ def claimed(root: StoreRoot, directory: Path, patience_s: float) -> Iterator[Pat
         OSError: the claim cannot be made.
     """
     name = files.unique_name()
-    claim = directory / DESTROYING / name
+    claim = directory / kind / name
     making = directory / f"{files.TEMPORARY}{name}"
     try:
         try:
             root.make_directory(making)
             files.write_file(making / name, msgpack.packb(owner.describe_process()), root.file_mode)
-            _rename_when_free(making, directory, patience_s)
+            _rename_when_free(making, directory, patience_s, kind)
         except FileNotFoundError as error:
             raise NotFoundError(f"{directory}: somebody else has destroyed it") from error
         yield claim
@@ -280,15 +297,15 @@ def _newest(paths: Iterable[Path]) -> Path | None:
     return max(times, key=times.__getitem__, default=None)
 
 
-def _claims(directory: Path) -> list[str]:
-    """Return the names in the `destroying` of a directory."""
+def _claims(directory: Path, kind: str) -> list[str]:
+    """Return the names in the `destroying` or `merging` of a directory."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     opened: list[int] = []
     try:
         # Step by step: opening a directory is what makes NFS ask the server which names it has.
         opened.append(os.open(directory.parent, flags))
         opened.append(os.open(directory.name, flags, dir_fd=opened[-1]))
-        opened.append(os.open(DESTROYING, flags | os.O_NOFOLLOW, dir_fd=opened[-1]))
+        opened.append(os.open(kind, flags | os.O_NOFOLLOW, dir_fd=opened[-1]))
         return os.listdir(opened[-1])
     except FileNotFoundError:
         return []
@@ -307,21 +324,21 @@ def _read_claim(path: Path) -> dict[str, Any] | None:
         return {}
 
 
-def _rename_when_free(making: Path, directory: Path, patience_s: float) -> None:
-    """Rename a prepared claim to `destroying` as soon as nobody alive has one there."""
+def _rename_when_free(making: Path, directory: Path, patience_s: float, kind: str) -> None:
+    """Rename a prepared claim to its name as soon as nobody alive has one there."""
     pauses = _pauses(patience_s)
     while True:
-        destroyer = living_destroyer(directory)
+        destroyer = living_destroyer(directory, kind)
         if destroyer is None:
             try:
-                os.rename(making, directory / DESTROYING)
+                os.rename(making, directory / kind)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
             else:
                 return
         if not next(pauses):
-            raise AcquiredError(f"{directory}: {named(destroyer or {})} is already destroying it")
+            raise AcquiredError(f"{directory}: {named(destroyer or {})} is already {kind} it")
 
 
 def _pauses(patience_s: float) -> Iterator[bool]:

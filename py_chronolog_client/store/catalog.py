@@ -15,8 +15,8 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from py_chronolog_client.errors import (
     NotFoundError,
 )
 from py_chronolog_client.store import acquisition, files
+from py_chronolog_client.store.census import Known, census, client_ids
 from py_chronolog_client.store.format import decode_map
 from py_chronolog_client.store.root import StoreRoot, check_name, name_hash
 
@@ -224,16 +225,22 @@ class Catalog:
     # -- clients --
 
     def clients(self, story_directory: Path) -> list[int]:
-        """Return the ids of all clients that have a segment in a story, sorted.
+        """Return the ids of all clients that ever wrote to a story, sorted.
 
         Raises:
             NotFoundError: the story is gone.
         """
-        with files.os_errors(story_directory):
-            try:
-                return acquisition.clients(story_directory)
-            except FileNotFoundError as error:
-                raise NotFoundError(f"{story_directory}: the story has just been destroyed") from error
+        with files.os_errors(story_directory), _gone_is_not_found(story_directory):
+            return client_ids(story_directory)
+
+    def census(self, story_directory: Path, wanted: Collection[int] | None = None) -> dict[int, Known]:
+        """Return what is known of the clients of a story, of all or only of those that are wanted, by rising client id.
+
+        Raises:
+            NotFoundError: the story is gone.
+        """
+        with files.os_errors(story_directory), _gone_is_not_found(story_directory):
+            return census(story_directory, wanted)
 
     def holders(self, story_directory: Path) -> list[dict[str, Any]]:
         """Return the descriptions of the living clients that hold a story; each has at least `client_id`."""
@@ -358,6 +365,14 @@ class Catalog:
         for name in os.listdir(trash):
             if _HASH.fullmatch(name):
                 shutil.rmtree(self.root.trash / name, ignore_errors=True)
+
+
+@contextmanager
+def _gone_is_not_found(story_directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{story_directory}: the story has just been destroyed") from error
 
 
 def _sentence(error: OSError, directory: Path) -> str:

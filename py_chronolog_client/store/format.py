@@ -11,7 +11,12 @@ import msgpack
 from py_chronolog_client.clock import MODEL_BYTES, ClockModel
 from py_chronolog_client.store.crc import crc32
 
-FORMAT = 1
+FORMAT = 2
+"""The newest format that this software knows."""
+NEW_FORMAT = 1
+"""The format of a new store, unless somebody asks for another."""
+CHUNK_FORMAT = 2
+"""The first format whose stores may hold chunks, and whose segments are never written to again once they are closed."""
 ALIGNMENT = 64
 
 MAX_RECORD_BYTES = 64 * 2**20

@@ -31,6 +31,7 @@ from py_chronolog_client.store.crc import crc32
 from py_chronolog_client.store.files import publish_file
 from py_chronolog_client.store.format import (
     ALIGNMENT,
+    CHUNK_FORMAT,
     HEADER_BYTES,
     KIND_EVENTS,
     KIND_RECORD,
@@ -83,9 +84,15 @@ class Intake:
             client_id: whose blocks will come; there is one intake of a client at a time.
 
         Raises:
+            InvalidArgumentError: the store has format 2.
             DamageError: the segment does not begin with a record of this client.
             OSError: it cannot be read.
         """
+        if root.format >= CHUNK_FORMAT:
+            raise InvalidArgumentError(
+                f"{root.path}: a keeper goes on in segments that were closed, which a store of format {root.format} does "
+                "not allow: give it a directory of its own"
+            )
         self.client_id = client_id
         self.sequence = 0
         self._root = root

@@ -28,7 +28,8 @@ from typing import Any
 from py_chronolog_client.clock import Clock, ClockModel, Reading, pack_models
 from py_chronolog_client.store import owner
 from py_chronolog_client.store.catalog import Catalog
-from py_chronolog_client.store.format import TAIL_OPEN, TailHeader, TailState, encode_record
+from py_chronolog_client.store.comeback import open_segment
+from py_chronolog_client.store.format import CHUNK_FORMAT, TAIL_OPEN, TailHeader, TailState, encode_record
 from py_chronolog_client.store.pen import Pen, Stored
 from py_chronolog_client.store.rights import Right, is_own, is_revocation, supplant
 from py_chronolog_client.store.segment import Segment
@@ -89,7 +90,10 @@ class Journal:
         fields = {**description, **owner.describe_process(), "type": "client", "client_id": client_id}
         fields |= {"first_sequence": first_sequence, "opened_ns": self.now()}
         first_block = encode_record(client_id, first_sequence, fields)
-        segment = Segment(root, path, first_block, returning=first_sequence > 0)
+        if root.format < CHUNK_FORMAT:
+            segment = Segment(root, path, first_block, returning=first_sequence > 0)
+        else:
+            segment = open_segment(root, directory, client_id, first_block, first_sequence)
         self.reading = self.reading.not_before(segment.closed_ns)
         try:
             layout = TailHeader.layout(client_id, TAIL_BYTES, TAIL_CAPACITY, owner.boot_id())

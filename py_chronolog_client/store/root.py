@@ -24,7 +24,7 @@ from py_chronolog_client.errors import (
     StoreVersionError,
 )
 from py_chronolog_client.store import files
-from py_chronolog_client.store.format import FORMAT
+from py_chronolog_client.store.format import FORMAT, NEW_FORMAT
 
 MARKER = "CHRONOLOG"
 DEFAULT_MODE = 0o600
@@ -41,6 +41,7 @@ class StoreRoot:
 
     Attributes:
         path: the directory, absolute.
+        format: the version of its format.
         chronicles: where the chronicles are; missing until the first is created.
         trash: where destroyed stories and chronicles go; missing until the first is destroyed.
         file_mode: permission bits of files.
@@ -49,16 +50,17 @@ class StoreRoot:
         segment_limit_bytes: how much space a segment may take on the disk before its writer refuses events; None: any.
     """
 
-    def __init__(self, path: Path, file_mode: int) -> None:
+    def __init__(self, path: Path, file_mode: int, format_number: int) -> None:
         self.segment_limit_bytes: int | None = None
         self.path = path
+        self.format = format_number
         self.chronicles = path / "chronicles"
         self.trash = path / "trash"
         self.file_mode = file_mode
         self.directory_mode = _directory_mode(file_mode)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, create: bool) -> StoreRoot:
+    def open(cls, path: str | os.PathLike[str], *, create: bool, new_format: int = NEW_FORMAT) -> StoreRoot:
         """Open a store.
 
         A store that is there is opened without writing anything, also with `create`.
@@ -67,6 +69,7 @@ class StoreRoot:
             path: the directory.
             create: make the directory and the marker where they are missing. The directory above it must be
                 there: otherwise a mistyped path would become a new store.
+            new_format: of a store that is created.
 
         Raises:
             InvalidArgumentError: no such path is possible, or CHRONOLOG_MODE is none.
@@ -80,7 +83,7 @@ class StoreRoot:
         with files.os_errors(directory):
             root = cls._existing(directory)
             if root is None and create:
-                root = cls._create(directory)
+                root = cls._create(directory, new_format)
         if root is None:
             raise NotAStoreError(
                 directory,
@@ -103,15 +106,15 @@ class StoreRoot:
             raise NotAStoreError(
                 directory, f"the marker {MARKER} cannot be understood: {error.reason}"
             ) from error
-        return cls(directory, _parse_marker(directory, data))
+        return cls(directory, *_parse_marker(directory, data))
 
     @classmethod
-    def _create(cls, directory: Path) -> StoreRoot:
+    def _create(cls, directory: Path, new_format: int) -> StoreRoot:
         """Make directory and marker, or find the marker that somebody else has just made.
 
         Durability: the store is on the device.
         """
-        new = cls(directory, mode_from_environment())
+        new = cls(directory, mode_from_environment(), new_format)
         try:
             new.make_directory(directory)
             made = True
@@ -130,7 +133,7 @@ class StoreRoot:
                 directory,
                 "this directory holds something else and no ChronoLog store: choose an empty or a new one",
             )
-        marker = f"{_TITLE}\nformat {FORMAT}\nbyte-order little\nmode {new.file_mode:04o}\n"
+        marker = f"{_TITLE}\nformat {new.format}\nbyte-order little\nmode {new.file_mode:04o}\n"
         files.publish_file(directory / MARKER, marker.encode("ascii"), new.file_mode, sync=True)
         if made:
             with suppress(PermissionError):  # in a directory that we may search and not read
@@ -256,8 +259,8 @@ def name_hash(name: str) -> str:
     return hashlib.sha256(check_name(name)).hexdigest()[:32]
 
 
-def _parse_marker(directory: Path, data: bytes) -> int:
-    """Return the mode in the marker, or raise if this software may not touch the store."""
+def _parse_marker(directory: Path, data: bytes) -> tuple[int, int]:
+    """Return mode and format in the marker, or raise if this software may not touch the store."""
     lines = data.decode("utf-8", "replace").splitlines()
     if not lines or lines[0] != _TITLE:
         raise NotAStoreError(directory, f"the file {MARKER} in it is no marker of a ChronoLog store")
@@ -280,7 +283,7 @@ def _parse_marker(directory: Path, data: bytes) -> int:
         raise NotAStoreError(
             directory, f"the marker {MARKER} holds the mode {fields['mode'][:20]!r}, which is none"
         )
-    return mode
+    return mode, int(version)
 
 
 def _parse_mode(text: str) -> int | None:

@@ -18,9 +18,10 @@ import errno
 import logging
 import os
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from py_chronolog_client.errors import DamageError, InvalidArgumentError
 from py_chronolog_client.store.blocks import complete_block
@@ -134,26 +135,15 @@ class Segment:
             self.number, self.path = self.number + 1, following
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            self._require_that_it_left()
+            header = BlockHeader.unpack(self._first_block[:HEADER_BYTES])
+            assert header is not None
+            closing = read_close_record(self.descriptor, header.client_id)
+            self.closed_ns = require_that_it_left(self.path, closing, header.first_sequence)
             end = os.fstat(self.descriptor).st_size
             self.start = end + self.write([self._first_block], end)
         except BaseException:
             self.close()
             raise
-
-    def _require_that_it_left(self) -> None:
-        header = BlockHeader.unpack(self._first_block[:HEADER_BYTES])
-        assert header is not None
-        closing = read_close_record(self.descriptor, header.client_id)
-        if closing is None:
-            raise InvalidArgumentError(f"{self.path}: this client is not closed: take a new client id")
-        if closing.get("next_sequence") != header.first_sequence:
-            raise InvalidArgumentError(
-                f"{self.path}: this client was closed before event {closing.get('next_sequence')} and cannot come "
-                f"back with event {header.first_sequence}: go on with that one, or take a new client id"
-            )
-        closed_ns = closing.get("closed_ns")
-        self.closed_ns = closed_ns if isinstance(closed_ns, int) else 0
 
     def write(self, pieces: Sequence[bytes | bytearray | memoryview], offset: int) -> int:
         """Write `pieces` one after another at `offset`; return their size.
@@ -279,6 +269,28 @@ class Segment:
         )  # taken in one step: its number may soon be another file's
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def require_that_it_left(path: Path, closing: Mapping[str, Any] | None, first_sequence: int) -> int:
+    """Make sure that a client that comes back has left; return when, in ns.
+
+    Args:
+        path: its last segment.
+        closing: its close record, if there is one.
+        first_sequence: the number with which it comes back.
+
+    Raises:
+        InvalidArgumentError: it has not left, or with another number.
+    """
+    if closing is None:
+        raise InvalidArgumentError(f"{path}: this client is not closed: take a new client id")
+    if closing.get("next_sequence") != first_sequence:
+        raise InvalidArgumentError(
+            f"{path}: this client was closed before event {closing.get('next_sequence')} and cannot come "
+            f"back with event {first_sequence}: go on with that one, or take a new client id"
+        )
+    closed_ns = closing.get("closed_ns")
+    return closed_ns if isinstance(closed_ns, int) else 0
 
 
 def _numbered(path: Path, number: int) -> Path:

@@ -1,6 +1,6 @@
 """A stretch: consecutive events of one client, in a block or copied from a tail.
 
-The unit that readers work with. Its times are loaded to merge it with other clients; its records are fetched
+The unit that readers of segments work with. Its times are loaded to merge it with other clients; its records are fetched
 only for the events that somebody looks at, and only their bytes are read.
 """
 
@@ -75,11 +75,11 @@ def _open(path: str) -> int:
     return os.open(path, flags)
 
 
-class Stretch(ABC):
-    """Events `first_sequence` to `end_sequence` (not included) of one client.
+class Span:
+    """What is known of the events `first_sequence` to `end_sequence` (not included) of one client, wherever they are.
 
     Attributes:
-        first_time: key of the first event, ns: its time, unless the stretch is aligned.
+        first_time: key of the first event, ns: its time, unless the span is aligned.
         last_time: key of the last event, ns.
         clock: model under which the times were made.
     """
@@ -92,6 +92,30 @@ class Stretch(ABC):
     last_time: int
     clock: ClockModel
 
+    def keys(self, times: U64) -> U64:
+        """Return what events with these times are ordered by: uint64, shape (n,), never decreasing."""
+        return times
+
+    def windows_ns(self, times: U64) -> U64:
+        """Return the half-width of the hard window around each of `times`, in ns."""
+        model = self.clock
+        if model.window_ns == UNKNOWN_WINDOW_NS:
+            return np.full(len(times), UNKNOWN_WINDOW_NS, np.uint64)
+        made_ns = np.uint64((model.base_ns + model.offset_ns) % 2**64)
+        age_ns = np.where(times >= made_ns, times - made_ns, made_ns - times)
+        with np.errstate(invalid="ignore"):
+            grown_ns = np.ceil(age_ns * max(0.0, model.window_rate))
+        windows = np.full(len(times), UNKNOWN_WINDOW_NS, np.uint64)
+        known = grown_ns < UNKNOWN_WINDOW_NS - model.window_ns
+        windows[known] = grown_ns[known].astype(np.uint64) + np.uint64(model.window_ns)
+        return windows
+
+
+class Stretch(Span, ABC):
+    """A span whose events can be fetched."""
+
+    __slots__ = ()
+
     @abstractmethod
     def times(self) -> U64:
         """Return all times.
@@ -99,10 +123,6 @@ class Stretch(ABC):
         Raises:
             DamageError: the index columns are not what was written.
         """
-
-    def keys(self, times: U64) -> U64:
-        """Return what events with these times are ordered by: uint64, shape (n,), never decreasing."""
-        return times
 
     @abstractmethod
     def check(self) -> None:
@@ -119,20 +139,6 @@ class Stretch(ABC):
         Raises:
             DamageError: they are not what was written.
         """
-
-    def windows_ns(self, times: U64) -> U64:
-        """Return the half-width of the hard window around each of `times`, in ns."""
-        model = self.clock
-        if model.window_ns == UNKNOWN_WINDOW_NS:
-            return np.full(len(times), UNKNOWN_WINDOW_NS, np.uint64)
-        made_ns = np.uint64((model.base_ns + model.offset_ns) % 2**64)
-        age_ns = np.where(times >= made_ns, times - made_ns, made_ns - times)
-        with np.errstate(invalid="ignore"):
-            grown_ns = np.ceil(age_ns * max(0.0, model.window_rate))
-        windows = np.full(len(times), UNKNOWN_WINDOW_NS, np.uint64)
-        known = grown_ns < UNKNOWN_WINDOW_NS - model.window_ns
-        windows[known] = grown_ns[known].astype(np.uint64) + np.uint64(model.window_ns)
-        return windows
 
 
 class BlockStretch(Stretch):
@@ -227,6 +233,31 @@ def are_sound(header: BlockHeader, times: U64, ends: U64) -> bool:
         and int(ends[-1]) == header.origin + header.payload_bytes
         and (int(times[0]), int(times[-1])) == (header.first_time, header.last_time)
     )
+
+
+class PartStretch(Stretch):
+    """Some of the events of a stretch: those that nothing else has.
+
+    Its first and last time are those of the whole stretch: none of its events is before or after them.
+    """
+
+    __slots__ = ("_whole",)
+
+    def __init__(self, whole: Stretch, first_sequence: int, end_sequence: int) -> None:
+        self._whole = whole
+        self.first_sequence, self.end_sequence = first_sequence, end_sequence
+        self.first_time, self.last_time = whole.first_time, whole.last_time
+        self.clock = whole.clock
+
+    def times(self) -> U64:
+        before = self._whole.first_sequence
+        return self._whole.times()[self.first_sequence - before : self.end_sequence - before]
+
+    def check(self) -> None:
+        self._whole.check()
+
+    def payload(self, start: int, stop: int) -> Payload:
+        return self._whole.payload(start, stop)
 
 
 class TailStretch(Stretch):

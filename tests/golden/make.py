@@ -1,9 +1,12 @@
-"""Make the golden store of format 1: `python -m tests.golden.make DIRECTORY`.
+"""Make the golden store of a format: `python -m tests.golden.make FORMAT DIRECTORY`.
 
-What it makes must stay readable for ever, so `tests/golden/v1` was made once and is never made again; tests compare
-what this program makes today with it, byte by byte. A new format gets a directory of its own.
+What it makes must stay readable for ever, so `tests/golden/v1` and `v2` were made once and are never made again; tests
+compare what this program makes today with them, byte by byte. A new format gets a directory of its own.
+
+All formats hold the same events. In that of format 2, the first part of client 1 is in a chunk.
 """
 
+import itertools
 import pathlib
 import sys
 from unittest import mock
@@ -11,11 +14,16 @@ from unittest import mock
 from py_chronolog_client.clock import ClockModel
 from py_chronolog_client.engine.base import WriterOptions
 from py_chronolog_client.engine.embedded import EmbeddedEngine
-from py_chronolog_client.store import catalog, owner
+from py_chronolog_client.store import files as files_module
+from py_chronolog_client.store import owner
+from py_chronolog_client.store.catalog import Catalog
+from py_chronolog_client.store.compaction import compact
 from py_chronolog_client.store.format import TAIL_OPEN, TAIL_STATE_OFFSET, TailHeader, TailState
+from py_chronolog_client.store.root import StoreRoot
 from py_chronolog_client.testing.manual_clock import ManualClock
 
-GOLDEN = pathlib.Path(__file__).with_name("v1")
+STORES = {version: pathlib.Path(__file__).with_name(f"v{version}") for version in (1, 2)}
+GOLDEN = STORES[1]
 CHRONICLE, STORY = "golden/chronicle", "störy . 1"
 BOOT_ID = bytes.fromhex("11111111222243338444555555555555")
 CREATED_NS = 1_700_000_000_000_000_000
@@ -59,14 +67,16 @@ def rows(*, with_tail: bool) -> list[tuple[int, int, int, bytes]]:
     )
 
 
-def make(directory: pathlib.Path) -> None:
-    """Make the store."""
+def make(directory: pathlib.Path, version: int = 1) -> None:
+    """Make the store of a format."""
+    numbers = itertools.count()
     with (
         mock.patch.object(owner, "describe_process", lambda: PROCESS),
-        mock.patch.object(catalog.time, "time_ns", lambda: CREATED_NS),
+        mock.patch.dict(Catalog.__init__.__kwdefaults__, clock_ns=lambda: CREATED_NS),
+        mock.patch.object(files_module, "unique_name", lambda: f"{next(numbers):032x}"),
         mock.patch.dict("os.environ", {"CHRONOLOG_MODE": "0644"}),
     ):
-        engine = EmbeddedEngine(directory)
+        engine = EmbeddedEngine(directory, new_format=version)
         engine.create_chronicle(CHRONICLE, {"tier": "gold"})
         clock = ManualClock(CREATED_NS, MODEL)
         first = engine.open_writer(
@@ -80,6 +90,9 @@ def make(directory: pathlib.Path) -> None:
         clock.now_ns = FIRST[4][0]
         first.log_events([record for _, record in FIRST[4:6]])
         first.close()
+        if version >= 2:
+            numbers = itertools.count(2**64)
+            compact(StoreRoot.open(directory, create=False), engine.story_directory(CHRONICLE, STORY))
         clock.now_ns = FIRST[6][0]
         first = engine.open_writer(CHRONICLE, STORY, {}, WriterOptions(1, clock, first_sequence=6))
         first.log_event(FIRST[6][1])
@@ -126,4 +139,4 @@ def files(directory: pathlib.Path) -> dict[str, bytes]:
 
 
 if __name__ == "__main__":
-    make(pathlib.Path(sys.argv[1]))
+    make(pathlib.Path(sys.argv[2]), int(sys.argv[1]))

@@ -1,6 +1,6 @@
-"""The worked example of docs/format.md: a segment as the package writes it, with everything fixed, as a hex dump.
+"""The worked examples of docs/format.md: a segment and a chunk as the package writes them, all fixed, as hex dumps.
 
-Run as a program it prints the example, to be put into the document.
+Run as a program it prints the examples, to be put into the document.
 """
 
 import pathlib
@@ -11,6 +11,8 @@ from unittest import mock
 from py_chronolog_client.engine.base import WriterOptions
 from py_chronolog_client.engine.embedded import EmbeddedEngine
 from py_chronolog_client.store import owner
+from py_chronolog_client.store.compaction import compact
+from py_chronolog_client.store.root import StoreRoot
 from py_chronolog_client.testing.manual_clock import ManualClock
 from tests.store import independent
 
@@ -27,6 +29,26 @@ PROCESS = {
     "user": "ada",
     "program": "sim",
 }
+
+
+def chunk() -> bytes:
+    """Let the package write two clients' events, merge them, and return the chunk."""
+    clock = ManualClock(FIRST_NS)
+    with (
+        tempfile.TemporaryDirectory() as store,
+        mock.patch.object(owner, "describe_process", dict),
+    ):
+        engine = EmbeddedEngine(store, new_format=2)
+        engine.create_chronicle("c", {})
+        writers = [engine.open_writer("c", "s", {}, WriterOptions(number, clock)) for number in (1, 2)]
+        for writer, record in zip([*writers, writers[0]], ("hello", "wörld", ""), strict=True):
+            clock.now_ns += 1000
+            writer.log_event(record)
+        for writer in writers:
+            writer.close()
+        done = compact(StoreRoot.open(store, create=False), engine.story_directory("c", "s"))
+        assert done is not None
+        return done.path.read_bytes()
 
 
 def segment() -> bytes:
@@ -93,17 +115,66 @@ def dump() -> str:
     while offset < len(data):
         fields += _fields(data, offset)
         _, offset = independent.read_block(data, offset)
+    return _lines(data, fields)
+
+
+def dump_chunk() -> str:
+    """Return the chunk as lines of offset, bytes and meaning."""
+    data = chunk()
+    clients_at = int.from_bytes(data[24:32], "little")
+    index_at = clients_at + int.from_bytes(data[32:36], "little")
+    header = [
+        (0, 'magic "CLOGCHK1"'),
+        (8, "header_crc"),
+        (12, "reserved"),
+        (16, "events 3"),
+        (24, f"clients_offset {clients_at}"),
+        (32, f"clients_bytes {index_at - clients_at}"),
+        (36, f"clients_size {index_at - clients_at}: not packed"),
+        (40, "clients_crc"),
+        (44, "page_count 1"),
+        (48, "index_crc"),
+        (52, "reserved"),
+        (64, "table: number 0 in the list of clients"),
+        (68, "table: number 1"),
+        (72, "table: 2 events"),
+        (76, "table: 1 event"),
+        (80, "table: first sequence number 0"),
+        (88, "table: first sequence number 0"),
+        (96, "times: lowest bytes of 0, 1000, 1000"),
+        (99, "times: second bytes"),
+        (102, "places 0, 1, 0"),
+        (105, "sizes 5, 6, 0"),
+        (108, 'payload: "hello" "wörld" ""'),
+        (clients_at, "clients: a msgpack array"),
+    ]
+    names = ["first_time", "last_time", "events 3", "clients 2", f"columns_bytes {108 - 64}: not packed"]
+    names += [
+        "widths 2, 1, 1",
+        "reserved",
+        "columns_crc",
+        "payload_bytes 11",
+        "payload_size 11: not packed",
+        "payload_crc",
+    ]
+    places = (0, 8, 16, 20, 24, 28, 31, 32, 36, 40, 44)
+    return _lines(
+        data, [*header, *((index_at + at, f"page: {name}") for at, name in zip(places, names, strict=True))]
+    )
+
+
+def _lines(data: bytes, fields: list[tuple[int, str]]) -> str:
     lines = []
     for (start, meaning), (stop, _) in zip(fields, [*fields[1:], (len(data), "")], strict=True):
         for at in range(start, stop, 16):
             piece = data[at : min(at + 16, stop)]
             text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in piece)
             said = meaning if at == start else ""
-            if meaning == "payload: a msgpack map":
+            if "msgpack" in meaning:
                 said = f"{text:16}  {said}".rstrip()
             lines.append(f"{at:04x}  {piece.hex(' '):47}  {said}".rstrip())
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    sys.stdout.write(dump() + "\n")
+    sys.stdout.write(f"{dump()}\n\n{dump_chunk()}\n")

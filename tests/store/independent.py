@@ -6,6 +6,7 @@ understand, byte by byte: it checks every field that the document fixes, and com
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import pathlib
 import struct
@@ -22,6 +23,8 @@ CLOCK = struct.Struct("<QqqdQd")
 SYSTEM_CLOCK = CLOCK.pack(0, 0, 0, 0.0, 2**64 - 1, 0.0)
 BLOCK = struct.Struct("<8sIIQQIIIIQQQQ48s")
 TAIL = struct.Struct("<8sIIQQQQQQ16s")
+CHUNK = struct.Struct("<8sIIQQIIIII12s")
+PAGE = struct.Struct("<QQIII3BBIIII")
 EVENTS, RECORD = 1, 2
 MARKER = "ChronoLog store\nformat 1\nbyte-order little\nmode 0600\n"
 
@@ -156,14 +159,96 @@ def meta(name: str, attributes: Mapping[str, str] | None = None, **more: Any) ->
     return packed
 
 
-def make_story(store: pathlib.Path, chronicle: str, story: str) -> pathlib.Path:
+def make_story(store: pathlib.Path, chronicle: str, story: str, version: int = 1) -> pathlib.Path:
     """Make a store, a chronicle and a story where they are missing; return the story's directory."""
     directory = store / "chronicles" / name_hash(chronicle) / "stories" / name_hash(story)
     directory.mkdir(parents=True, exist_ok=True)
-    (store / "CHRONOLOG").write_text(MARKER)
+    (store / "CHRONOLOG").write_text(MARKER.replace("format 1", f"format {version}"))
     (directory.parent.parent / "meta").write_bytes(meta(chronicle))
     (directory / "meta").write_bytes(meta(story, {"colour": "blue"}))
     return directory
+
+
+@dataclasses.dataclass
+class Merged:
+    """What a chunk holds of a client: events from `first_sequence` on, and the records of its segments."""
+
+    client_id: int
+    first_sequence: int
+    events: list[tuple[int, bytes]]
+    segments: int = 1
+    records: list[tuple[int, dict[str, Any]]] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Give a client without records those that it would have."""
+        end = self.first_sequence + len(self.events)
+        client = {"type": "client", "client_id": self.client_id, "first_sequence": self.first_sequence}
+        close = {"type": "close", "reason": "released", "closed_ns": 6, "next_sequence": end, "lost": {}}
+        self.records = self.records or [(self.first_sequence, client), (end, close)]
+
+
+def chunk_rows(clients: Sequence[Merged]) -> list[Row]:
+    """Return the events of a chunk, in order."""
+    return sorted(
+        (time, each.client_id, each.first_sequence + place, record)
+        for each in clients
+        for place, (time, record) in enumerate(each.events)
+    )
+
+
+def chunk(clients: Sequence[Merged], *, page_events: int = 3, packed: bool = False) -> bytes:
+    """Return a chunk, in pages of a few events; packed wherever that makes it shorter, or nowhere."""
+
+    def stored(data: bytes) -> bytes:
+        return min(data, zlib.compress(data), key=len) if packed else data
+
+    clients = sorted(clients, key=lambda each: each.client_id)
+    numbers = {each.client_id: number for number, each in enumerate(clients)}
+    rows = chunk_rows(clients)
+    pages, entries = b"", b""
+    for start in range(0, len(rows), page_events):
+        page = rows[start : start + page_events]
+        ids = sorted({row[1] for row in page})
+        sequences = {client_id: [row[2] for row in page if row[1] == client_id] for client_id in ids}
+        table = struct.pack(f"<{len(ids)}I", *(numbers[client_id] for client_id in ids))
+        table += struct.pack(f"<{len(ids)}I", *(len(sequences[client_id]) for client_id in ids))
+        table += struct.pack(f"<{len(ids)}Q", *(sequences[client_id][0] for client_id in ids))
+        times = [row[0] for row in page]
+        values = [
+            [0, *(after - before for before, after in itertools.pairwise(times))],
+            [ids.index(row[1]) for row in page],
+            [len(row[3]) for row in page],
+        ]
+        widths = [(max(column).bit_length() + 7) // 8 for column in values]
+        planes = [
+            bytes(value >> 8 * plane & 255 for value in column)
+            for column, width in zip(values, widths, strict=True)
+            for plane in range(width)
+        ]
+        payload = b"".join(row[3] for row in page)
+        columns, records = stored(table + b"".join(planes)), stored(payload)
+        fields = [times[0], times[-1], len(page), len(ids), len(columns), *widths, 0, zlib.crc32(columns)]
+        entries += PAGE.pack(*fields, len(records), len(payload), zlib.crc32(records))
+        pages += columns + records
+    maps = [
+        {
+            "client_id": each.client_id,
+            "first_sequence": each.first_sequence,
+            "count": len(each.events),
+            "segments": each.segments,
+            "records": [(number, msgpack.packb(fields)) for number, fields in each.records],
+            "clocks": [(each.first_sequence, each.events[0][0], each.events[-1][0], SYSTEM_CLOCK)]
+            if each.events
+            else [],
+        }
+        for each in clients
+    ]
+    listed = msgpack.packb(maps)
+    stored_list = stored(listed)
+    fields = [len(rows), 64 + len(pages), len(stored_list), len(listed), zlib.crc32(stored_list)]
+    header = CHUNK.pack(b"CLOGCHK1", 0, 0, *fields, len(entries) // 48, zlib.crc32(entries), bytes(12))
+    header = header[:8] + struct.pack("<I", zlib.crc32(header[12:])) + header[12:]
+    return header + pages + stored_list + entries
 
 
 # -- reading --
@@ -293,6 +378,79 @@ def read_tail(data: bytes) -> Tail:
     return Tail(client_id, boot_id, base, state, events, CLOCK.unpack_from(data, 272))
 
 
+def _stored(data: bytes, crc: int, size: int) -> bytes:
+    """Return what was stored, packed or not."""
+    require(zlib.crc32(data) == crc, "the checksum of a part does not hold")
+    data = data if len(data) == size else zlib.decompress(data)
+    require(len(data) == size, "a part has another size")
+    return data
+
+
+def read_chunk(data: bytes) -> list[Merged]:
+    """Return what a chunk holds of every client, and complain about everything that is odd."""
+    magic, header_crc, reserved, events, clients_at, *more = CHUNK.unpack_from(data)
+    clients_bytes, clients_size, clients_crc, page_count, index_crc, zeros = more
+    require(magic == b"CLOGCHK1" and reserved == 0 and zeros == bytes(12), "no chunk")
+    require(header_crc == zlib.crc32(data[12:64]), "the checksum of the header does not hold")
+    index_at = clients_at + clients_bytes
+    require(len(data) == index_at + 48 * page_count, "another size")
+    index = data[index_at:]
+    require(index_crc == zlib.crc32(index), "the checksum of the list of pages does not hold")
+    listed = msgpack.unpackb(_stored(data[clients_at:index_at], clients_crc, clients_size))
+    found = [
+        Merged(fields["client_id"], fields["first_sequence"], [], fields["segments"]) for fields in listed
+    ]
+    require(
+        [each.client_id for each in found] == sorted({each.client_id for each in found}), "order of clients"
+    )
+    rows: list[Row] = []
+    offset = 64
+    for entry in PAGE.iter_unpack(index):
+        first, last, count, clients, columns_bytes, *widths, zero, columns_crc, records_bytes, size, crc = (
+            entry
+        )
+        columns = data[offset : offset + columns_bytes]
+        records = _stored(data[offset + columns_bytes :][:records_bytes], crc, size)
+        offset += columns_bytes + records_bytes
+        columns = _stored(columns, columns_crc, 16 * clients + count * sum(widths))
+        numbers = struct.unpack_from(f"<{clients}I", columns)
+        counts = struct.unpack_from(f"<{clients}I", columns, 4 * clients)
+        following = list(struct.unpack_from(f"<{clients}Q", columns, 8 * clients))
+        require(list(numbers) == sorted(set(numbers)) and min(counts) >= 1 and zero == 0, "the table")
+        at, values = 16 * clients, []
+        for width in widths:
+            planes = [columns[at + plane * count :][:count] for plane in range(width)]
+            values.append(
+                [sum(plane[row] << 8 * power for power, plane in enumerate(planes)) for row in range(count)]
+            )
+            at += width * count
+        time, end = first, 0
+        for delta, place, length in zip(*values, strict=True):
+            time += delta
+            client = found[numbers[place]]
+            require(following[place] == client.first_sequence + len(client.events), "a gap in a chunk")
+            rows.append((time, client.client_id, following[place], records[end : end + length]))
+            client.events.append((time, rows[-1][3]))
+            following[place] += 1
+            end += length
+        require((time, end) == (last, size) and sum(counts) == count, "a page contradicts its entry")
+    require(offset == clients_at and len(rows) == events, "the pages do not fill the chunk")
+    require(rows == sorted(rows), "not in the order of the story")
+    for fields, client in zip(listed, found, strict=True):
+        client.records = [(number, msgpack.unpackb(packed)) for number, packed in fields["records"]]
+        require(len(client.events) == fields["count"], "another count")
+        starts = [start for start, *_ in fields["clocks"]]
+        require(
+            starts == sorted(set(starts)) and starts[:1] == [client.first_sequence][: len(client.events)],
+            "clocks",
+        )
+        stops = [*starts[1:], client.first_sequence + len(client.events)][: len(starts)]
+        for (start, first, last, model), stop in zip(fields["clocks"], stops, strict=True):
+            own = client.events[start - client.first_sequence : stop - client.first_sequence]
+            require((own[0][0], own[-1][0], len(model)) == (first, last, 48), "times of a clock")
+    return found
+
+
 def read_story(directory: pathlib.Path, boot_id: bytes) -> list[Row]:
     """Return the events of a story that nobody writes to, and complain about everything that is odd."""
     require(
@@ -301,9 +459,20 @@ def read_story(directory: pathlib.Path, boot_id: bytes) -> list[Row]:
     )
     rows: list[Row] = []
     names = sorted(name for name in os.listdir(directory) if not name.startswith("."))
-    for client in sorted({name[:16] for name in names if name.endswith((".log", ".tail"))}):
+    chunks = {name: read_chunk((directory / name).read_bytes()) for name in names if name.endswith(".chunk")}
+    for name, clients in chunks.items():
+        first_time = min((row[0] for row in chunk_rows(clients)), default=0)
+        require(len(name) == 55 and name.startswith(f"{first_time:016x}-"), "another name")
+    in_chunks = {f"{each.client_id:016x}" for clients in chunks.values() for each in clients}
+    for client in sorted({name[:16] for name in names if name.endswith((".log", ".tail"))} | in_chunks):
         client_id, found = int(client, 16), {}
-        number, closed, expected = 0, False, 0
+        merged = [each for clients in chunks.values() for each in clients if each.client_id == client_id]
+        merged.sort(key=lambda each: each.first_sequence)
+        number = first_number = max((each.segments for each in merged), default=0)
+        closed, expected = bool(merged), merged[0].first_sequence if merged else 0
+        for each in merged:
+            for place, event in enumerate(each.events):
+                require(found.setdefault(each.first_sequence + place, event) == event, "two truths")
         while (path := directory / (f"{client}.{number}.log" if number else f"{client}.log")).exists():
             for item in read_segment(path.read_bytes(), client_id):
                 if not number and not item.offset:
@@ -314,7 +483,7 @@ def read_story(directory: pathlib.Path, boot_id: bytes) -> list[Row]:
                 ):
                     require(found.setdefault(item.first_sequence + place, event) == event, "two truths")
             number += 1
-        require(number, "no segment")
+        require(number > first_number or merged, "no segment")
         if f"{client}.tail" in names:
             last = read_tail((directory / f"{client}.tail").read_bytes())
             require(last.client_id == client_id, "another client's tail")
@@ -334,7 +503,7 @@ def read_store(store: pathlib.Path, boot_id: bytes) -> dict[tuple[str, str], lis
     """Return the events of every story of a store that nobody writes to: (chronicle, story) -> rows."""
     lines = (store / "CHRONOLOG").read_text().splitlines()
     require(lines[0] == "ChronoLog store", "no marker")
-    require({"format 1", "byte-order little"} <= set(lines), "another format")
+    require("byte-order little" in lines and {"format 1", "format 2"} & set(lines), "another format")
     stories = {}
     for directory in (store / "chronicles").glob("*/stories/*"):
         names = [_name(directory.parent.parent), _name(directory)]

@@ -177,9 +177,9 @@ def test_the_seam_between_blocks_and_tail(
     assert len(report.damages) == (report.missing > 0)
     for number in set(range(end)) - here:
         with pytest.raises(DamageError, match=f"event {first + number} is missing"):
-            log.stretch_of(first + number)
+            log.span_of(first + number)
     with pytest.raises(DamageError, match="is missing"):
-        log.stretch_of(first + end)
+        log.span_of(first + end)
 
 
 def test_parts_of_a_log(tmp_path: pathlib.Path) -> None:

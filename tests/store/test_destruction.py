@@ -96,7 +96,7 @@ def test_a_segment_that_is_missing_for_good_is_damage(engine: EmbeddedEngine) ->
 
 def test_clients_of_a_story_that_is_destroyed_meanwhile(engine: EmbeddedEngine) -> None:
     with (
-        after_the_listing("clients", lambda: engine.destroy_story(CHRONICLE, STORY)),
+        after_the_listing("segments", lambda: engine.destroy_story(CHRONICLE, STORY)),
         pytest.raises(NotFoundError),
     ):
         engine.clients(CHRONICLE, STORY)

@@ -306,9 +306,10 @@ def test_meta_and_names(tmp_path: pathlib.Path) -> None:
 
 def test_the_worked_example_is_what_is_written() -> None:
     document = example.DOCUMENT.read_text()
-    assert f"```text\n{example.dump()}\n```" in document, (
-        "run python -m tests.store.example and put it into docs/format.md"
-    )
+    for dump in (example.dump(), example.dump_chunk()):
+        assert f"```text\n{dump}\n```" in document, (
+            "run python -m tests.store.example and put it into docs/format.md"
+        )
 
 
 def test_the_worked_example_can_be_read() -> None:

@@ -1,4 +1,4 @@
-"""A store that format 1 made long ago, and stores of the future: what is read, what is passed over, what is refused."""
+"""Stores that formats 1 and 2 made long ago, and those of the future: what is read, passed over, and refused."""
 
 import os
 import pathlib
@@ -16,14 +16,20 @@ from py_chronolog_client.testing.manual_clock import ManualClock
 from tests.golden import make
 from tests.store import independent, reading
 
-FILES = make.files(make.GOLDEN)
+FILES = {version: make.files(store) for version, store in make.STORES.items()}
+
+
+@pytest.fixture(params=make.STORES)
+def version(request: pytest.FixtureRequest) -> int:
+    """The format of the golden store."""
+    return int(request.param)
 
 
 @pytest.fixture
-def golden(tmp_path: pathlib.Path) -> pathlib.Path:
+def golden(tmp_path: pathlib.Path, version: int) -> pathlib.Path:
     """A copy of the golden store that a test may change."""
     store = tmp_path / "golden"
-    shutil.copytree(make.GOLDEN, store)
+    shutil.copytree(make.STORES[version], store)
     return store
 
 
@@ -40,24 +46,24 @@ def story(store: pathlib.Path) -> pathlib.Path:
     return directory
 
 
-def test_it_is_small_and_nothing_has_changed_it() -> None:
-    assert sum(map(len, FILES.values())) < 10_000
-    assert len(FILES) == 7
+def test_it_is_small_and_nothing_has_changed_it(version: int) -> None:
+    assert sum(map(len, FILES[version].values())) < 10_000
+    assert len(FILES[version]) == {1: 7, 2: 8}[version]
 
 
-def test_it_is_still_made_byte_by_byte(tmp_path: pathlib.Path) -> None:
-    make.make(tmp_path / "again")
-    assert make.files(tmp_path / "again") == FILES
+def test_it_is_still_made_byte_by_byte(tmp_path: pathlib.Path, version: int) -> None:
+    make.make(tmp_path / "again", version)
+    assert make.files(tmp_path / "again") == FILES[version]
 
 
 @pytest.mark.parametrize("trusted", [False, True])
-def test_it_replays_exactly(monkeypatch: pytest.MonkeyPatch, trusted: bool) -> None:
+def test_it_replays_exactly(monkeypatch: pytest.MonkeyPatch, version: int, trusted: bool) -> None:
     monkeypatch.setenv("CHRONOLOG_TRUST_TAILS", str(int(trusted)))
-    rows, report = scan(make.GOLDEN)  # where it is: reading writes nothing
+    rows, report = scan(make.STORES[version])  # where it is: reading writes nothing
     assert rows == make.rows(with_tail=trusted)
     assert (report.damages, report.missing) == ([], 0)
     assert report.disbelieved == (0 if trusted else len(make.SECOND_TAIL))
-    assert make.files(make.GOLDEN) == FILES
+    assert make.files(make.STORES[version]) == FILES[version]
 
 
 def test_the_client_says_how_many_events_it_does_not_believe(caplog: pytest.LogCaptureFixture) -> None:
@@ -69,8 +75,8 @@ def test_the_client_says_how_many_events_it_does_not_believe(caplog: pytest.LogC
     assert f"the newest {len(make.SECOND_TAIL)} events" in caplog.text
 
 
-def test_everything_else_in_it() -> None:
-    engine = EmbeddedEngine(make.GOLDEN, create=False)
+def test_everything_else_in_it(version: int) -> None:
+    engine = EmbeddedEngine(make.STORES[version], create=False)
     assert engine.chronicles() == ["empty", make.CHRONICLE]
     assert engine.stories("empty") == []
     assert engine.stories(make.CHRONICLE) == [make.STORY]
@@ -91,19 +97,21 @@ def test_everything_else_in_it() -> None:
     engine.close()
 
 
-def test_the_second_implementation_agrees() -> None:
-    stories = independent.read_store(make.GOLDEN, make.BOOT_ID)
+def test_the_second_implementation_agrees(version: int) -> None:
+    stories = independent.read_store(make.STORES[version], make.BOOT_ID)
     assert stories == {(make.CHRONICLE, make.STORY): make.rows(with_tail=True)}
 
 
 @pytest.mark.parametrize("create", [False, True])
-@pytest.mark.parametrize("marker", ["format 2", "format 10\nonly the future knows"])
-def test_a_newer_format_is_refused_by_everybody(golden: pathlib.Path, marker: str, create: bool) -> None:
+@pytest.mark.parametrize("marker", ["format 3", "format 10\nonly the future knows"])
+def test_a_newer_format_is_refused_by_everybody(
+    golden: pathlib.Path, version: int, marker: str, create: bool
+) -> None:
     text = (golden / "CHRONOLOG").read_text()
-    (golden / "CHRONOLOG").write_text(text.replace("format 1", marker))
+    (golden / "CHRONOLOG").write_text(text.replace(f"format {version}", marker))
     before = make.files(golden)
     with pytest.raises(
-        StoreVersionError, match=r"the store has format \d+, this release knows formats up to 1: install"
+        StoreVersionError, match=r"the store has format \d+, this release knows formats up to 2: install"
     ) as caught:
         EmbeddedEngine(golden, create=create)
     assert caught.value.path == str(golden)
@@ -151,7 +159,7 @@ def test_what_the_future_adds_is_passed_over(golden: pathlib.Path, monkeypatch: 
     assert (report.damages, report.missing) == ([], 0)
 
 
-def test_an_old_store_is_written_to(golden: pathlib.Path) -> None:
+def test_an_old_store_is_written_to(golden: pathlib.Path, version: int) -> None:
     engine = EmbeddedEngine(golden)
     late = ManualClock(make.CREATED_NS + 2**41)
     writer = engine.open_writer(make.CHRONICLE, make.STORY, {}, WriterOptions(9, late))
@@ -163,7 +171,9 @@ def test_an_old_store_is_written_to(golden: pathlib.Path) -> None:
     rows, report = scan(golden)
     assert rows == [*make.rows(with_tail=False), (late.now_ns, 9, 0, b"today")]
     assert report.damages == []
-    assert {name: data for name, data in make.files(golden).items() if name in FILES} == FILES
+    assert {name: data for name, data in make.files(golden).items() if name in FILES[version]} == FILES[
+        version
+    ]
 
 
 def test_a_copy_that_may_only_be_read(golden: pathlib.Path) -> None:

@@ -378,3 +378,10 @@ def test_sigkill_at_a_random_moment(store: pathlib.Path) -> None:
     for block in client.blocks_from(intake.sequence, has_client=not intake.is_empty):
         intake.append(block)
     check(store, client.rows)
+
+
+def test_a_store_with_chunks_is_none_for_a_keeper(tmp_path: pathlib.Path) -> None:
+    """It would go on in segments that may be deleted at any moment."""
+    root = StoreRoot.open(tmp_path / "store", create=True, new_format=2)
+    with pytest.raises(InvalidArgumentError, match="a store of format 2 does not allow"):
+        Intake(root, root.path, 1)

@@ -138,7 +138,7 @@ def test_a_file_is_no_store(tmp_path: pathlib.Path) -> None:
         ("ChronoLog store\n", NotAStoreError, "which format"),
         ("ChronoLog store\nformat one\nbyte-order little\n", NotAStoreError, "which format"),
         ("ChronoLog store\nformat 0\nbyte-order little\n", NotAStoreError, "which format"),
-        ("ChronoLog store\nformat 2\nbyte-order middle\nmode x\n", StoreVersionError, "install a newer one"),
+        ("ChronoLog store\nformat 3\nbyte-order middle\nmode x\n", StoreVersionError, "install a newer one"),
         ("ChronoLog store\nformat 1\nbyte-order big\nmode 0600\n", NotAStoreError, "byte order 'big'"),
         ("ChronoLog store\nformat 1\nbyte-order little\nmode 0999\n", NotAStoreError, "mode '0999'"),
         (MARKER + "x" * 5000, NotAStoreError, "longer than"),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport
 from py_chronolog_client.errors import NotFoundError, ReplayTimeoutError
-from py_chronolog_client.store import owner, storylog
+from py_chronolog_client.store import merge, owner, stretch
 from py_chronolog_client.store.storylog import StoryLog
 from py_chronolog_client.testing.contract.base import Row, rows_of
 from tests.store import independent
@@ -72,7 +72,7 @@ def test_every_range_and_every_mark(
     since = {client_id: FIRST[client_id] + data.draw(st.integers(-2, 5)) for client_id in clients}
     until = {client_id: mark - data.draw(st.integers(-1, 3)) for client_id, mark in marks.items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storylog, "PAGE_EVENTS", page)
+        patch.setattr(merge, "PAGE_EVENTS", page)
         everything = list(log.pages(0, MAX_TIME_NS, {}, marks, report, verify=verify))
         some = list(log.pages(start, end, since, until, report, verify=verify))
     assert rows_of(iter(everything)) == truth
@@ -88,8 +88,10 @@ def test_a_range_reads_only_the_blocks_that_it_needs(
     write_story(tmp_path, {0: ([[1, 1], [2, 2], [3, 3]], []), 1: ([[1], [9]], [])})
     log, report, read = StoryLog(tmp_path), ScanReport(), []
     log.refresh(report)
-    real = storylog._times
-    monkeypatch.setattr(storylog, "_times", lambda stretch: read.append(stretch.first_time) or real(stretch))
+    real = stretch.BlockStretch.times
+    monkeypatch.setattr(
+        stretch.BlockStretch, "times", lambda block: read.append(block.first_time) or real(block)
+    )
     assert [row[0] for row in rows_of(log.pages(2, 3, {}, log.snapshot(), report))] == [2, 2, 3, 3]
     assert sorted(read) == [2, 3]
 

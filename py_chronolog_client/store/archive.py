@@ -1,0 +1,85 @@
+"""The chunks of a story: which there are, and which of them counts for which event.
+
+Chunks may overlap: two that were made at once may hold the same events. They then hold the same of them, and each
+event is taken from one: of several, from the one that begins earlier, then from the first by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from py_chronolog_client.engine.base import ScanReport
+from py_chronolog_client.errors import DamageError
+from py_chronolog_client.store.chunk import Chunk, ChunkSpan
+from py_chronolog_client.store.chunkformat import ChunkClient
+
+
+class Held(NamedTuple):
+    """Events of one client that are taken from a chunk."""
+
+    chunk: Chunk
+    client: ChunkClient
+    first_sequence: int
+    end_sequence: int
+
+    def spans(self) -> list[ChunkSpan]:
+        """Return the events by the clock models under which their times were made."""
+        spans = [
+            ChunkSpan(run, max(run.first_sequence, self.first_sequence), min(end, self.end_sequence))
+            for run, end in self.client.ranges()
+        ]
+        return [span for span in spans if span.first_sequence < span.end_sequence]
+
+
+class Archive:
+    """The chunks that a story had at one moment.
+
+    Attributes:
+        names: of their files.
+        chunks: those that can be believed, sorted by name.
+        damages: what is wrong with the others.
+        clients: what is taken from them: client id -> in the order of the sequence numbers.
+    """
+
+    def __init__(self, directory: Path, names: Iterable[str], known: Archive | None = None) -> None:
+        """Open the chunks of a story.
+
+        Args:
+            directory: of the story.
+            names: of the chunks.
+            known: an archive of the same story; what it has open is not opened again.
+
+        Raises:
+            StoreError: this process may not open any more files.
+        """
+        self.names = frozenset(names)
+        self.chunks: dict[str, Chunk] = {}
+        self.damages: list[DamageError] = []
+        report = ScanReport()
+        for name in sorted(self.names):
+            try:
+                self.chunks[name] = (known and known.chunks.get(name)) or Chunk(directory / name)
+            except FileNotFoundError:
+                continue  # whoever lists the directory again will know
+            except DamageError as error:
+                report.caught(error)
+        self.damages = report.damages
+        self.clients = self._by_client()
+
+    def _by_client(self) -> dict[int, list[Held]]:
+        ranges: dict[int, list[Held]] = {}
+        for chunk in self.chunks.values():
+            for client_id, client in chunk.clients.items():
+                ranges.setdefault(client_id, []).append(
+                    Held(chunk, client, client.first_sequence, client.end_sequence)
+                )
+        for client_id, several in ranges.items():
+            expected, kept = 0, []
+            for held in sorted(several, key=lambda held: (held.first_sequence, held.end_sequence)):
+                first = max(held.first_sequence, expected)
+                kept.append(held._replace(first_sequence=min(first, held.end_sequence)))
+                expected = max(expected, held.end_sequence)
+            ranges[client_id] = kept
+        return ranges
