@@ -357,23 +357,25 @@ class _StoryPage(GatheredPage):
         aligned: U64 | None,
         clients: Mapping[int, ClientLog],
         sources: Mapping[int, Source],
-        origins: U64,
-        rows: U64,
+        origins: U64 | None = None,
+        rows: U64 | None = None,
     ) -> None:
         """Make a page of n events.
 
         Args:
             clients: the logs of all clients.
             sources: where the records are.
-            origins: which source has each, shape (n,).
-            rows: and in which row, uint64, shape (n,).
+            origins: which source has each, shape (n,); None: the client. Columns that are the page's own are not held
+                here, because they may move (see `EventList.add_page`).
+            rows: and in which row, uint64, shape (n,); None: the sequence number.
         """
         super().__init__(times, client_ids, sequences, aligned)
         self._clients, self._sources, self._origins, self._rows = clients, sources, origins, rows
 
     def payloads(self, start: int, stop: int | None) -> Iterator[tuple[npt.NDArray[np.intp], Payload]]:
-        rows = self._rows[start:stop]
-        for origin, places in grouped(self._origins[start:stop]):
+        rows = (self.sequences if self._rows is None else self._rows)[start:stop]
+        origins = self.client_ids if self._origins is None else self._origins
+        for origin, places in grouped(origins[start:stop]):
             yield places, self._sources[origin].payload(rows[places])
 
     def windows_ns(self) -> U64:
@@ -391,8 +393,7 @@ def _pages(window: list[list[Part]], clients: Mapping[int, ClientLog], aligned: 
     keys, client_ids, sequences = (np.empty(total, np.uint64) for _ in range(3))
     has_chunks = not all(isinstance(part.client_ids, int) for part in parts)
     times = np.empty(total, np.uint64) if aligned else keys
-    rows = np.empty(total, np.uint64) if has_chunks else sequences
-    origins = np.empty(total, np.uint64) if has_chunks else client_ids
+    rows, origins = (np.empty(total if has_chunks else 0, np.uint64) for _ in range(2))
     start = 0
     for number, part in enumerate(parts):
         place = slice(start, start + len(part.keys))
@@ -402,16 +403,16 @@ def _pages(window: list[list[Part]], clients: Mapping[int, ClientLog], aligned: 
         if has_chunks:
             origins[place], rows[place] = number, part.rows
         start = place.stop
-    columns = [times, client_ids, sequences, keys, origins, rows]
+    columns = [times, client_ids, sequences]
+    if aligned:
+        columns.append(keys)
+    if has_chunks:
+        columns += [origins, rows]
     if len(window) > 1:
         order = np.lexsort((sequences, client_ids, keys)) if has_chunks else np.argsort(keys, kind="stable")
-        moved = {id(column): column[order] for column in columns}
-        columns = [moved[id(column)] for column in columns]
+        columns = [column[order] for column in columns]
     sources: Mapping[int, Source] = dict(enumerate(part.source for part in parts)) if has_chunks else clients
     for start in range(0, total, PAGE_EVENTS):
-        times, client_ids, sequences, keys, origins, rows = (
-            column[start : start + PAGE_EVENTS] for column in columns
-        )
-        yield _StoryPage(
-            times, client_ids, sequences, keys if aligned else None, clients, sources, origins, rows
-        )
+        times, client_ids, sequences, *others = (column[start : start + PAGE_EVENTS] for column in columns)
+        keys_of_page = others.pop(0) if aligned else None
+        yield _StoryPage(times, client_ids, sequences, keys_of_page, clients, sources, *others)
