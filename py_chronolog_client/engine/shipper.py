@@ -25,7 +25,7 @@ from py_chronolog_client.errors import ChronoLogError, NoKeepersError, NotConnec
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.handshake import Identity
 
-_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.01
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.005
 _VISOR_LOOK_S = 0.5
 _ADOPT_EVERY_S = 5.0
 _POLL_S = 0.0005

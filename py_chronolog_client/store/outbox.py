@@ -33,7 +33,7 @@ from py_chronolog_client.store.format import (
     decode_map,
 )
 from py_chronolog_client.store.stretch import Descriptor, TailStretch
-from py_chronolog_client.store.tailcopy import copy_tail
+from py_chronolog_client.store.tailcopy import TailWatch, copy_tail
 
 Pieces = list[bytes | memoryview]
 
@@ -55,7 +55,8 @@ class Outbox:
         """Read the client's files in `directory`, a story's."""
         self.client_id = client_id
         self.directory = directory
-        self._tail_path = str(directory / f"{client_id:016x}.tail")
+        self._base_path = str(directory / f"{client_id:016x}")
+        self._tail_path = f"{self._base_path}.tail"
         self.rewind(0, has_client=False)
 
     def rewind(self, sequence: int, *, has_client: bool) -> None:
@@ -72,6 +73,7 @@ class Outbox:
         self._number = self._offset = 0
         self._sent: deque[tuple[int, int]] = deque()
         self._kept_from = 0
+        self._watch: TailWatch | None = None
 
     def take(self) -> Pieces | None:
         """Return the next block, in pieces, or None if there is nothing new.
@@ -80,7 +82,7 @@ class Outbox:
             DamageError: the files are not what was written; nothing behind this place can be sent.
         """
         wanted = self._next_wanted()
-        if wanted is not None:
+        if wanted is not None or not self._tail_may_hold_more():
             return wanted
         tail = copy_tail(self._tail_path, self.client_id, self.sequence)
         wanted = self._next_wanted()  # it may have rolled before it was copied
@@ -91,6 +93,15 @@ class Outbox:
         newest = tail.events.behind(self.sequence)
         self.sequence = newest.end_sequence
         return newest.block(self.client_id)
+
+    def _tail_may_hold_more(self) -> bool:
+        """Tell whether the tail has to be copied."""
+        if self._watch is not None and not self._watch.may_hold(self.sequence):
+            return False
+        self._watch = None
+        with suppress(FileNotFoundError):
+            self._watch = TailWatch(self._tail_path, self.client_id)
+        return True
 
     def remove(self) -> None:
         """Delete the client's files, after everything was received."""
@@ -180,7 +191,7 @@ class Outbox:
         return self._file
 
     def _path(self, number: int) -> str:
-        return str(self.directory / f"{self.client_id:016x}{f'.{number}' if number else ''}.log")
+        return f"{self._base_path}.{number}.log" if number else f"{self._base_path}.log"
 
     def _is_wanted(self, header: BlockHeader, block: bytes) -> bool:
         """Tell whether a record is sent: the first of all once, the others always, as a keeper knows them by content."""
