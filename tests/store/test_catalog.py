@@ -8,6 +8,7 @@ import signal
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -887,12 +888,17 @@ def test_acquirers_and_destroyers_never_both_succeed(tmp_path: pathlib.Path) -> 
     path = str(tmp_path / "store")
     workers = [(acquire_often, 1), (acquire_often, 2), (acquire_often, 3)]
     workers += [(destroy_often, 4), (destroy_often, 5), (destroy_and_die, 6)]
-    results = race(
-        *((function, (path, number, duration_s)) for function, number in workers), busy_s=duration_s
-    )
-    total = {key: sum(result.get(key, 0) for result in results) for result in results for key in result}
-    assert total["violated"] == 0
-    assert min(total["acquired"], total["destroyed"], total["refused"], total["died"]) > 5, total
+    total: Counter[str] = Counter()
+    for _ in range(8):  # on a busy machine one round may see too little of something
+        for result in race(
+            *((function, (path, number, duration_s)) for function, number in workers), busy_s=duration_s
+        ):
+            total.update(result)
+        assert total["violated"] == 0
+        if min(total[what] for what in ("acquired", "destroyed", "refused", "died")) > 5:
+            break
+    else:
+        pytest.fail(f"too little has happened: {total}")
     catalog = open_catalog(path)
     assert acquire(catalog, "c", "s", 1) or error_of(lambda: catalog.create_chronicle("c", {})) is None
 
