@@ -32,18 +32,14 @@ class _Course:
         earlier = self._earlier
         if earlier is not None and not self._begins:
             earlier.begin(read)
-            end_ns = earlier.end_of_stretch(read())
+            end_ns = earlier.at(read())[2]
             self._begins.append((end_ns, earlier.at(end_ns)[0]))
 
-    def end_of_stretch(self, raw_ns: int) -> int:
-        """Return the last raw time of the stretch to which a raw time belongs."""
-        earlier, behind_ns = self._earlier, self._begins[0][0]
-        if earlier is not None and raw_ns <= behind_ns:
-            return earlier.end_of_stretch(raw_ns)
-        return raw_ns + self._step_ns - 1 - (raw_ns - self._model.base_ns) % self._step_ns
+    def at(self, raw_ns: int) -> tuple[int, int, int]:
+        """Return the time at a raw time, and of the stretch to which it belongs the offset and the last raw time.
 
-    def at(self, raw_ns: int) -> tuple[int, int]:
-        """Return the time at a raw time, and the offset of the stretch."""
+        All at once: asked for one after another, they might be those of two courses.
+        """
         earlier, (behind_ns, floor_ns) = self._earlier, self._begins[0]
         if raw_ns > behind_ns:
             self._earlier = (
@@ -55,7 +51,7 @@ class _Course:
         start_ns = raw_ns - (raw_ns - model.base_ns) % step_ns
         offset_ns = model.time_at(start_ns) - start_ns
         last_ns = model.time_at(start_ns - step_ns) + step_ns - 1
-        return max(raw_ns + offset_ns, last_ns, floor_ns), offset_ns
+        return max(raw_ns + offset_ns, last_ns, floor_ns), offset_ns, start_ns + step_ns - 1
 
 
 def online(read: Callable[[], int]) -> tuple[Callable[[], int], Callable[[ClockModel], None]]:
@@ -85,10 +81,10 @@ def online(read: Callable[[], int]) -> tuple[Callable[[], int], Callable[[ClockM
                 )
             used.begin(read)
             raw_ns = read()
-            time_ns, offset_ns = used.at(raw_ns)
+            time_ns, offset_ns, end_ns = used.at(raw_ns)
             if used is course:
                 if time_ns == raw_ns + offset_ns:  # it does not stand still
-                    stretch = offset_ns, used.end_of_stretch(raw_ns)
+                    stretch = offset_ns, end_ns
                 return time_ns
 
     def steer(model: ClockModel) -> None:
