@@ -108,7 +108,7 @@ def test_who_comes_in_between_gets_the_time_and_spoils_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(soak(60, 180))
 def test_threads_never_see_time_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that are switched as often as can be, while the models change by more than a switch takes."""
     now, steer = online(time.monotonic_ns)
