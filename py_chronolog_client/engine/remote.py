@@ -128,7 +128,7 @@ class RemoteEngine(Engine):
         try:
             with suppress(ChronicleExistsError):
                 spool.create_chronicle(chronicle, {})
-            writer = spool.open_writer(chronicle, place, {"uid": str(shipment.uid), "story": story}, options)
+            writer = spool.open_writer(chronicle, place, {}, options)
         except BaseException:
             shipment.error = ClosedError("nothing was logged")
             raise

@@ -97,12 +97,14 @@ class Shipper:
 
     def forget(self) -> None:
         """Close what a forked child has inherited."""
-        for link in self._links.values():
-            link.close()
-        if self._visor is not None:
-            self._visor.close()
+        self._hang_up()
         self._wake_in.close()
         self._wake_out.close()
+
+    def _hang_up(self) -> None:
+        for link in self._links.values():
+            link.close()
+        self._lose_visor()
 
     # -- the thread --
 
@@ -117,10 +119,7 @@ class Shipper:
             pause_s = _SHORTEST_PAUSE_S if moved else min(1.2 * pause_s, _LONGEST_PAUSE_S)
             if not moved:
                 self._sleep(pause_s)
-        for link in self._links.values():
-            link.close()
-        if self._visor is not None:
-            self._visor.close()
+        self._hang_up()
 
     def _sleep(self, pause_s: float) -> None:
         ears = [self._wake_out.fileno()]
