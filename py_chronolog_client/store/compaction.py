@@ -1,6 +1,6 @@
-"""Merging the segments of clients that have closed into a chunk, in a store of format 2.
+"""Merging segments that are final into a chunk, in a store of format 2: those of clients that have closed, and sealed ones.
 
-What makes it safe is that nothing changes: a closed segment is never written to again, a name is never used again,
+What makes it safe is that nothing changes: such a segment is never written to again, a name is never used again,
 and a chunk says how many segments of each client it stands for. So the steps are
 
 1. claim `merging`, which keeps others from doing the same work at the same time (`acquisition`);
@@ -56,7 +56,7 @@ class Compaction(NamedTuple):
 
 
 def compact(root: StoreRoot, directory: Path) -> Compaction | None:
-    """Merge the segments of clients that have closed into one chunk; call it again until it returns None.
+    """Merge the segments of clients that have closed, or that are sealed, into one chunk; call it again until it returns None.
 
     Durability: the chunk is on the device before the segments are deleted.
 
@@ -94,7 +94,7 @@ def _compact(root: StoreRoot, directory: Path, claim: Path, directory_number: in
     """Do it, as the holder of the claim. Files are deleted through the directory that was claimed, wherever it is now."""
     archive = Archive(directory, chunk_names(directory))
     _tidy(directory, archive, directory_number)
-    clients = _closed_clients(directory, archive)
+    clients = _final_clients(directory, archive)
     if not clients:
         return None
     log, report = StoryLog(directory), ScanReport()
@@ -143,8 +143,8 @@ def _remove_merged(directory: Path, merged: dict[int, int], directory_number: in
                     )
 
 
-def _closed_clients(directory: Path, archive: Archive) -> dict[int, ChunkClient]:
-    """Return what a chunk would hold of clients that have closed."""
+def _final_clients(directory: Path, archive: Archive) -> dict[int, ChunkClient]:
+    """Return what a chunk would hold of clients whose segments are final."""
     segments, tails = acquisition.segments(directory), acquisition.tails(directory)
     clients: dict[int, ChunkClient] = {}
     size_bytes = 0
@@ -153,7 +153,7 @@ def _closed_clients(directory: Path, archive: Archive) -> dict[int, ChunkClient]
         if numbers[-1] < _merged(held) or client_id in tails:
             continue
         try:
-            client = _closed_client(directory, client_id, numbers, held)
+            client = _final_client(directory, client_id, numbers, held)
         except FileNotFoundError:
             continue
         except DamageError as error:
@@ -167,10 +167,10 @@ def _closed_clients(directory: Path, archive: Archive) -> dict[int, ChunkClient]
     return clients
 
 
-def _closed_client(
+def _final_client(
     directory: Path, client_id: int, numbers: Sequence[int], held: Sequence[Held]
 ) -> ChunkClient | None:
-    """Return what a chunk would hold of a client; None if it is not closed.
+    """Return what a chunk would hold of a client; None if it goes on in its last segment.
 
     Raises:
         DamageError: some of it is damaged or missing.
@@ -182,7 +182,7 @@ def _closed_client(
         for number in numbers
         for record in _records(acquisition.segment_path(directory, client_id, number), client_id)
     ]
-    if not records or records[-1][1].get("type") != "close":
+    if not records or records[-1][1].get("type") not in ("close", "roll"):
         return None
     log, report = ClientLog(directory, client_id, held), ScanReport()
     log.refresh(numbers, report)
