@@ -96,6 +96,7 @@ class ClientLog:
         self._first_number = self._next_number = max((each.client.segments for each in held), default=0)
         self._begins_at: int | None = None
         self._has_beginning = True
+        self._expired = held[0].first_sequence if held and held[0].client.expired else 0
         self._held_ends = [span.end_sequence for span in self._held]
         self._spans: list[Span] = []
         self._starts: list[int] = []
@@ -421,9 +422,8 @@ class ClientLog:
         if tail is not None and newest_first >= tail.end_sequence:
             tail = None  # it was copied before it rolled: now blocks or chunks have all of it
         spans: list[Span] = []
-        expected = min(
-            self._first_sequence, self._announced, *chosen, *(span.first_sequence for span in self._held)
-        )
+        firsts = [*chosen, *(span.first_sequence for span in self._held)]
+        expected = max(self._expired, min(self._first_sequence, self._announced, *firsts))
         for first, span, block in self._in_order(chosen.values(), tail):
             if first < expected:
                 continue

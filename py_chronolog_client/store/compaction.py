@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +74,25 @@ def compact(root: StoreRoot, directory: Path) -> Compaction | None:
         DamageError: the segments have become unreadable meanwhile; nothing was changed.
         NotAuthorizedError: this user may not write to the store.
     """
+    with merging(root, directory) as (claim, number):
+        return _compact(root, directory, claim, number)
+
+
+@contextmanager
+def merging(root: StoreRoot, directory: Path) -> Iterator[tuple[Path, int]]:
+    """Hold the sole right to delete segments and chunks of a story.
+
+    Yields:
+        The file that is the claim, to be touched from time to time; and a descriptor of the directory, through which files
+        are deleted wherever it is by then.
+
+    Raises:
+        InvalidArgumentError: the store has format 1, which knows no chunks.
+        AcquiredError: somebody else has it.
+        NotFoundError: the story is gone, before or within the block.
+        NotAuthorizedError: this user may not write to the store.
+        StoreError: the file system failed, also within the block.
+    """
     if root.format < CHUNK_FORMAT:
         raise InvalidArgumentError(
             f"{root.path}: a store of format {root.format} holds no chunks: make the store with format {CHUNK_FORMAT}"
@@ -83,7 +102,7 @@ def compact(root: StoreRoot, directory: Path) -> Compaction | None:
             with acquisition.claimed(root, directory, 0.0, acquisition.MERGING) as claim:
                 number = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
-                    return _compact(root, directory, claim, number)
+                    yield claim, number
                 finally:
                     os.close(number)
         except FileNotFoundError as error:
@@ -91,9 +110,9 @@ def compact(root: StoreRoot, directory: Path) -> Compaction | None:
 
 
 def _compact(root: StoreRoot, directory: Path, claim: Path, directory_number: int) -> Compaction | None:
-    """Do it, as the holder of the claim. Files are deleted through the directory that was claimed, wherever it is now."""
+    """Do it, as the holder of the claim."""
     archive = Archive(directory, chunk_names(directory))
-    _tidy(directory, archive, directory_number)
+    tidy(directory, archive, directory_number)
     clients = _final_clients(directory, archive)
     if not clients:
         return None
@@ -114,12 +133,16 @@ def _compact(root: StoreRoot, directory: Path, claim: Path, directory_number: in
     return Compaction(*written, tuple(clients))
 
 
-def _tidy(directory: Path, archive: Archive, directory_number: int) -> None:
-    """Delete what a predecessor has left."""
-    for name in os.listdir(directory_number):
-        if name.startswith(files.TEMPORARY) and name.endswith(MAKING):
-            with suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=directory_number)
+def tidy(directory: Path, archive: Archive, directory_number: int) -> None:
+    """Delete what a predecessor has left, and whatever does not count any more."""
+    making = [
+        name
+        for name in os.listdir(directory_number)
+        if name.startswith(files.TEMPORARY) and name.endswith(MAKING)
+    ]
+    for name in [*making, *archive.superseded]:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory_number)
     _remove_merged(
         directory,
         {client_id: _merged(several) for client_id, several in archive.clients.items()},
