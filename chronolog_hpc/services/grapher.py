@@ -35,6 +35,7 @@ class _Stream:
 
     place: Place
     deposit: Deposit
+    size_bytes: int = 0
     is_over: bool = False
 
 
@@ -122,6 +123,7 @@ class Grapher(StoreService):
         stream = self._stream(session, number)
         if stream.is_over:  # it was sent before the keeper knew that
             return
+        stream.size_bytes += len(body)
         try:
             await self._write(lambda: stream.deposit.append(body))
         except (ChronoLogError, OSError) as error:
@@ -136,10 +138,10 @@ class Grapher(StoreService):
         try:
             async with self._changing:
                 sequence = await self._write(stream.deposit.publish)
+            await self._write(lambda: self._tending.note(stream.place[:3], stream.size_bytes))
         except (ChronoLogError, OSError) as error:
             await self._refuse(session, number, stream, error)
             return
-        self._tending.note(stream.place[:3])
         await session.send(messages.Ack(number, sequence))
 
     def _stream(self, session: Session, number: int) -> _Stream:

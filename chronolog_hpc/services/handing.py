@@ -82,18 +82,23 @@ class Handing:
         self._seal = seal
         self._pace = pace
         self._since_s: dict[Place, float] = {}
-        """Whose events are here, and since when."""
+        """Whose events are here, and since when; in the future for those who are set aside."""
+        self._news: set[Place] = set()
+        """Of whom something has come, or was left undone, since the last look."""
         self._policies: dict[_Story, Policy] = {}
         self._connections: dict[str, Connection] = {}
         self._stopped = threading.Event()
         self._pause_s = pace.look_s
-        self._said = ""
+        self._said: set[str] = set()
+        self._saying: set[str] = set()
+        """What is wrong since the last look."""
         self._thread = threading.Thread(target=self._run, name="chronolog-handing", daemon=True)
         self._thread.start()
 
     def note(self, place: Place) -> None:
         """Take note that something of a client has come."""
         self._since_s.setdefault(place, time.monotonic())
+        self._news.add(place)
 
     def stop(self) -> None:
         """Leave what is being done as it is, and end."""
@@ -111,13 +116,14 @@ class Handing:
         while not self._stopped.wait(self._pause_s):
             try:
                 self._look()
-            except (ChronoLogError, OSError) as error:
+            except NotConnectedError as error:
                 self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE * self._pace.look_s)
                 self._say(f"everything stays here for now: {error}")
                 self._hang_up()
             else:
                 self._pause_s = self._pace.look_s
-                self._said = ""
+                self._said &= self._saying
+            self._saying = set()
         self._hang_up()
 
     def _look(self) -> None:
@@ -127,20 +133,45 @@ class Handing:
             NotConnectedError: the visor or the grapher is away.
         """
         places: dict[_Story, list[Place]] = {}
-        for place in list(self._since_s):
+        for place in self._candidates():
             places.setdefault(place[:3], []).append(place)
-        for story, own in places.items():
-            try:
-                due = self._due(story, own)
-                for first in range(0, len(due), _AT_ONCE):
-                    self._hand_over(story, due[first : first + _AT_ONCE])
-            except (NotFoundError, FileNotFoundError):  # it is destroyed
-                self._policies.pop(story, None)
-                for place in own:
-                    self._since_s.pop(place, None)
+        try:
+            while places:
+                story, own = next(iter(places.items()))
+                try:
+                    due = self._due(story, own)
+                    for first in range(0, len(due), _AT_ONCE):
+                        self._hand_over(story, due[first : first + _AT_ONCE])
+                except (NotFoundError, FileNotFoundError):  # it is destroyed
+                    self._policies.pop(story, None)
+                    for place in own:
+                        self._since_s.pop(place, None)
+                except NotConnectedError:
+                    raise
+                except (ChronoLogError, OSError) as error:
+                    self._news.update(own)
+                    self._say(f"the story {story[1]!r:.200} stays here for now: {error}")
+                del places[story]
+        finally:
+            for own in places.values():
+                self._news.update(own)
+
+    def _candidates(self) -> Iterator[Place]:
+        """Yield the clients to look at: of whom something has come since the last time, or whose time has come."""
+        news = set()
+        with suppress(KeyError):
+            while True:
+                news.add(self._news.pop())
+        for place, since_s in list(self._since_s.items()):
+            age_s = time.monotonic() - since_s
+            policy = self._policies.get(place[:3])
+            if age_s < 0:
+                self._news.add(place)
+            elif place in news or (policy and age_s >= self._pace.tiers[policy.tier].seal_s):
+                yield place
 
     def _due(self, story: _Story, places: list[Place]) -> list[Place]:
-        """Return the clients of a story who have closed, or written enough, or long enough."""
+        """Return the clients of a story who have closed, or written enough, or for long enough."""
         policy = self._policies.get(story)
         if policy is None:
             policy = self._policies[story] = Policy.of(self._located(story).attributes)
@@ -148,13 +179,12 @@ class Handing:
         tails, numbers = acquisition.tails(directory), acquisition.segments(directory)
         due = []
         for place in places:
-            age_s = time.monotonic() - self._since_s[place]
             own = numbers.get(place.client_id, [0])
             path = acquisition.segment_path(directory, place.client_id, own[-1])
-            if age_s >= 0 and (
+            if (
                 place.client_id not in tails
                 or len(own) > 1
-                or age_s >= tier.seal_s
+                or time.monotonic() - self._since_s[place] >= tier.seal_s
                 or path.stat().st_size >= tier.seal_bytes
             ):
                 due.append(place)
@@ -164,7 +194,8 @@ class Handing:
 
     def _hand_over(self, story: _Story, places: list[Place]) -> None:
         """Seal what has come of clients of whom nothing is sealed already, and ship all that is sealed."""
-        grapher, directory = self._grapher(story), self._stories.find(*story)
+        self._grapher(story)  # or nothing is sealed
+        directory = self._stories.find(*story)
         left = {place: self._since_s.pop(place) for place in places}  # what comes from now on is noted anew
         try:
             waiting = {segment.client_id for segment in sealed(directory)}
@@ -180,10 +211,11 @@ class Handing:
             for place in places:
                 with self._setting_aside(place):
                     for segment in segments.get(place.client_id, []):
-                        self._ship(grapher, place, segment)
+                        self._ship(self._connections.get("grapher") or self._grapher(story), place, segment)
                 del left[place]
         finally:
             self._since_s.update(left)
+            self._news.update(left)
 
     def _ship(self, grapher: Connection, place: Place, segment: Sealed) -> None:
         """Bring a segment to the grapher, unless it has it, and delete it here."""
@@ -256,11 +288,13 @@ class Handing:
         """End the connections: there may be answers on them that nobody waits for any more."""
         for connection in list(self._connections.values()):
             connection.close()
+        self._connections.clear()
 
     def _say(self, sentence: str) -> None:
-        """Write to the log what has not just been said."""
-        if sentence != self._said:
-            self._said = sentence
+        """Write to the log what was not so before."""
+        self._saying.add(sentence)
+        if sentence not in self._said:
+            self._said.add(sentence)
             logger.warning("handing over: %s", sentence)
 
 

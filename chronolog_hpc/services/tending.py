@@ -1,18 +1,18 @@
 """What the grapher does with what it has: it merges segments into chunks, and deletes what has expired.
 
-A thread looks every second at the stories that segments have come of, and merges those of which there is enough, or
-for long enough, for the story's policy. Now and then it deletes what is older than a story's retention. Readers go on
-meanwhile, and so do keepers that hand over.
+A thread looks every second whether of some story there is enough to merge, or for long enough, for the story's policy.
+Now and then it deletes what is older than a story's retention. Readers go on meanwhile, and so do keepers that hand
+over.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from chronolog_hpc.services.policy import Pace, Policy
 from chronolog_hpc.services.stories import Stories
@@ -23,7 +23,14 @@ from py_chronolog_client.store.retention import expire
 logger = logging.getLogger("chronolog_hpc.services")
 
 _Story = tuple[str, str, int]
-_Action = Callable[[_Story, Path, Policy], bool]
+
+
+class _Segments(NamedTuple):
+    """What of a story is not merged yet."""
+
+    policy: Policy
+    size_bytes: int
+    since_s: float
 
 
 class Tending:
@@ -33,18 +40,28 @@ class Tending:
         """Begin in a thread, with what was left when the grapher ended."""
         self._stories = stories
         self._pace = pace
-        self._growing: dict[_Story, None] = {}
-        """Stories of which segments have come."""
-        self._expiring: dict[_Story, None] = {}
-        """Stories whose events are not kept for ever, as far as is known."""
-        self._failed: dict[_Story, None] = {}
+        self._lock = threading.Lock()
+        self._unmerged: dict[_Story, _Segments] = {}
+        self._expiring: set[_Story] = set()
+        self._failed: set[_Story] = set()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="chronolog-tending", daemon=True)
         self._thread.start()
 
-    def note(self, story: _Story) -> None:
-        """Take note that a segment of a story has come."""
-        self._growing[story] = self._expiring[story] = None
+    def note(self, story: _Story, size_bytes: int) -> None:
+        """Take note that a segment of a story has come.
+
+        Raises:
+            ChronoLogError: the story cannot be read.
+        """
+        with self._lock:
+            before = self._unmerged.get(story)
+            if before is None:
+                policy = Policy.of(self._stories.catalog.story_attributes(*story[:2]))
+                before = _Segments(policy, 0, time.monotonic())
+                if policy.retention_s is not None:
+                    self._expiring.add(story)
+            self._unmerged[story] = before._replace(size_bytes=before.size_bytes + size_bytes)
 
     def stop(self) -> None:
         """Finish what is being done, and end."""
@@ -53,43 +70,49 @@ class Tending:
 
     def _run(self) -> None:
         for story in self._stories:
-            self.note(story)
+            self._tend(story, self._find_segments)
         expired_s = time.monotonic()
         while not self._stopped.wait(self._pace.look_s):
-            for story in list(self._growing):
-                self._tend(story, self._merge, self._growing)
+            for story in self._due():
+                self._tend(story, self._merge)
             if time.monotonic() - expired_s >= self._pace.expire_s:
                 expired_s = time.monotonic()
-                while self._failed:
-                    self.note(self._failed.popitem()[0])
+                failed, self._failed = self._failed, set()
+                for story in failed:
+                    self._tend(story, self._find_segments)
                 for story in list(self._expiring):
-                    self._tend(story, self._expire, self._expiring)
+                    self._tend(story, self._expire)
 
-    def _tend(self, story: _Story, action: _Action, those: dict[_Story, None]) -> None:
-        """Do something for a story, unless the grapher ends; forget a story of which there is no more to do."""
+    def _due(self) -> list[_Story]:
+        """Return the stories whose segments are to be merged now, and take them from the list."""
+        with self._lock:
+            due = [story for story, segments in self._unmerged.items() if self._is_due(segments)]
+            for story in due:
+                del self._unmerged[story]
+        return due
+
+    def _is_due(self, segments: _Segments) -> bool:
+        tier = self._pace.tiers[segments.policy.tier]
+        age_s = time.monotonic() - segments.since_s
+        return segments.size_bytes >= tier.merge_bytes or age_s >= tier.merge_s
+
+    def _tend(self, story: _Story, action: Callable[[_Story, Path], None]) -> None:
+        """Do something for a story, unless the grapher ends or the story is gone; what fails is tried again later."""
         if self._stopped.is_set():
             return
-        del those[story]
         try:
-            directory = self._stories.find(*story)
-            policy = Policy.of(self._stories.catalog.story_attributes(*story[:2]))
-            if action(story, directory, policy):
-                those[story] = None
+            action(story, self._stories.find(*story))
         except (NotFoundError, FileNotFoundError):
-            return  # it is destroyed
+            self._expiring.discard(story)
         except (ChronoLogError, OSError) as error:
-            self._failed[story] = None
+            self._failed.add(story)
             logger.warning("the story %r of %r stays as it is for now: %s", story[1], story[0], error)
 
-    def _merge(self, story: _Story, directory: Path, policy: Policy) -> bool:
-        """Merge the segments of a story if that is due; tell whether it may be later."""
-        tier = self._pace.tiers[policy.tier]
-        status = [path.stat() for path in directory.glob("*.log")]
-        if not status or tier.merge_s == math.inf:
-            return False
-        age_s = time.time() - min(each.st_mtime for each in status)
-        if age_s < tier.merge_s and sum(each.st_size for each in status) < tier.merge_bytes:
-            return True
+    def _find_segments(self, story: _Story, directory: Path) -> None:
+        self.note(story, sum(path.stat().st_size for path in directory.glob("*.log")))
+
+    def _merge(self, story: _Story, directory: Path) -> None:
+        """Merge the segments of a story."""
         while (chunk := compact(self._stories.root, directory)) is not None:
             logger.info(
                 "%d events of %d clients of the story %r are merged into a chunk of %d bytes",
@@ -98,13 +121,12 @@ class Tending:
                 story[1],
                 chunk.size_bytes,
             )
-        return False
 
-    def _expire(self, story: _Story, directory: Path, policy: Policy) -> bool:
-        """Delete what has expired of a story; tell whether something may expire later."""
-        if policy.retention_s is None:
-            return False
-        expired = expire(self._stories.root, directory, time.time_ns() - policy.retention_s * 10**9)
+    def _expire(self, story: _Story, directory: Path) -> None:
+        """Delete what has expired of a story."""
+        retention_s = Policy.of(self._stories.catalog.story_attributes(*story[:2])).retention_s
+        assert retention_s is not None
+        expired = expire(self._stories.root, directory, time.time_ns() - retention_s * 10**9)
         if expired.events:
             logger.info(
                 "%d events (%d bytes) of the story %r have expired, and are deleted",
@@ -112,4 +134,3 @@ class Tending:
                 expired.size_bytes,
                 story[1],
             )
-        return True
