@@ -118,13 +118,13 @@ class Deposit:
             InvalidArgumentError: it is no block, or does not follow on those before.
             OSError: the file system refused it.
         """
-        arrival = self._as_here(self._incoming.checked(block))
+        arrival = self._incoming.checked(block)
         if self._incoming.has(arrival):
             return
         self._incoming.require(arrival)
         if self._segment is None:
             making = self._deposits.directory / f"{files.TEMPORARY}{files.unique_name()}{_MAKING}"
-            self._segment = Segment(self._deposits.root, making, bytes(arrival.block))
+            self._segment = Segment(self._deposits.root, making, _as_here(arrival))
             self._offset = self._segment.start
         else:
             self._offset += self._segment.write([arrival.block], self._offset)
@@ -158,11 +158,10 @@ class Deposit:
         if self._segment is not None and self._segment.path.name.endswith(_MAKING):
             self._segment.discard()
 
-    def _as_here(self, arrival: Arrival) -> Arrival:
-        """Return a block as it is kept here, where nothing goes from the beginning of a client without being noted."""
-        if arrival.kind != "client" or FOLLOWS not in (arrival.fields or {}):
-            return arrival
-        fields = {key: value for key, value in (arrival.fields or {}).items() if key != FOLLOWS}
-        return self._incoming.checked(
-            encode_record(self._incoming.client_id, arrival.header.first_sequence, fields)
-        )
+
+def _as_here(arrival: Arrival) -> bytes:
+    """Return a client record as it is kept here, where nobody hands anything over, and so nothing may be missing."""
+    header, fields = arrival.header, {**(arrival.fields or {})}
+    if fields.pop(FOLLOWS, None) is None:
+        return bytes(arrival.block)
+    return encode_record(header.client_id, header.first_sequence, fields)

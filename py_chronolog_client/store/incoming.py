@@ -68,13 +68,14 @@ class Incoming:
         has_events: whether events have come since the last `roll`.
     """
 
-    def __init__(self, path: Path, client_id: int, sequence: int = 0) -> None:
+    def __init__(self, path: Path, client_id: int, sequence: int = 0, records_from: int = 0) -> None:
         """Expect the blocks of a client.
 
         Args:
             path: named in errors.
             client_id: whose blocks.
             sequence: events below this came before.
+            records_from: so did records for a place before the event with this number.
         """
         self.client_id = client_id
         self.sequence = sequence
@@ -83,7 +84,7 @@ class Incoming:
         self._path = path
         self._last_time = 0
         self._records: set[tuple[int, int, int]] = set()
-        self._records_from = 0
+        self._records_from = records_from
         self._client: dict[str, Any] = {}
         self._clock: Arrival | None = None
         self._here: list[Arrival] = []
@@ -161,7 +162,7 @@ class Incoming:
             self._here.append(arrival._replace(block=bytes(arrival.block)))
         self.is_synchronised = kind == "clock"
         if kind == "client":
-            self._note_client(header, fields)
+            self._note_client(fields)
         elif kind == "clock":
             self._clock = arrival._replace(block=bytes(arrival.block))
         elif kind == "close":
@@ -189,10 +190,9 @@ class Incoming:
         """Return an error that says why a block is not taken."""
         return InvalidArgumentError(f"{self._path}: {sentence}; nothing of it was taken")
 
-    def _note_client(self, header: BlockHeader, fields: dict[str, Any]) -> None:
+    def _note_client(self, fields: dict[str, Any]) -> None:
         follows_ns = fields.get(FOLLOWS)
         if self.is_empty and isinstance(follows_ns, int):
-            self._records_from = header.first_sequence
             self._last_time = follows_ns
         self.is_empty = self.is_closed = False
         self._client = fields

@@ -45,7 +45,7 @@ from py_chronolog_client.store.format import (
     decode_map,
     encode_record,
 )
-from py_chronolog_client.store.handover import parts
+from py_chronolog_client.store.handover import Part, parts
 from py_chronolog_client.store.incoming import FOLLOWS, Arrival, Incoming
 from py_chronolog_client.store.root import StoreRoot
 from py_chronolog_client.store.segment import Segment, write_whole
@@ -89,15 +89,16 @@ class Intake:
         self._root = root
         self._path = directory / f"{client_id:016x}.log"
         self._tail_path = self._path.with_suffix(".tail")
-        self._incoming = Incoming(self._path, client_id)
+        numbers = acquisition.segments(directory).get(client_id)
+        part = parts(directory, client_id, numbers)[-1] if numbers else Part(0, ())
+        self._incoming = Incoming(self._path, client_id, records_from=part.first_sequence)
         self._lock, self._syncing = threading.RLock(), threading.Lock()
         self._segment: Segment | None = None
         self._offset = self._durable = 0
         self._remains = self._is_durable = False
         self._given_up = False
         try:
-            numbers = acquisition.segments(directory).get(client_id)
-            self._recover(parts(directory, client_id, numbers)[-1].numbers if numbers else [])
+            self._recover(part.numbers)
         except BaseException:
             self.close()
             raise
