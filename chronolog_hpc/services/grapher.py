@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from chronolog_hpc.services.handing import Place
@@ -37,6 +37,8 @@ class _Stream:
     deposit: Deposit
     size_bytes: int = 0
     is_over: bool = False
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Whoever has it may do something with the deposit."""
 
 
 class Grapher(StoreService):
@@ -69,8 +71,8 @@ class Grapher(StoreService):
         self._tending = Tending(self._stories, self._pace)
 
     async def stopped(self) -> None:
-        await super().stopped()
         await asyncio.to_thread(self._tending.stop)
+        await super().stopped()
         self._registry.close()
 
     async def ended(self, session: Session) -> None:
@@ -121,22 +123,23 @@ class Grapher(StoreService):
 
     async def _take(self, session: Session, number: int, body: Body) -> None:
         stream = self._stream(session, number)
-        if stream.is_over:  # it was sent before the keeper knew that
-            return
-        stream.size_bytes += len(body)
-        try:
-            await self._write(lambda: stream.deposit.append(body))
-        except (ChronoLogError, OSError) as error:
-            await self._refuse(session, number, stream, error)
+        async with stream.writing:
+            if stream.is_over:  # it was sent before the keeper knew that
+                return
+            stream.size_bytes += len(body)
+            try:
+                await self._write(lambda: stream.deposit.append(body))
+            except (ChronoLogError, OSError) as error:
+                await self._refuse(session, number, stream, error)
 
     async def _publish(self, session: Session, number: int) -> None:
         """Let a segment appear that has come to its end."""
         stream = self._stream(session, number)
-        if stream.is_over:
-            return
-        stream.is_over = True
         try:
             async with self._changing:
+                if stream.is_over:
+                    return
+                stream.is_over = True
                 sequence = await self._write(stream.deposit.publish)
             await self._write(lambda: self._tending.note(stream.place[:3], stream.size_bytes))
         except (ChronoLogError, OSError) as error:
@@ -157,8 +160,9 @@ class Grapher(StoreService):
 
     async def _abandon(self, key: tuple[Session, int]) -> None:
         stream = self._streams.pop(key)
-        stream.is_over = True
-        await self._write(stream.deposit.abandon)
+        async with stream.writing:
+            stream.is_over = True
+            await self._write(stream.deposit.abandon)
 
     async def _drop(self, drop: messages.Drop) -> None:
         async with self._changing:

@@ -158,10 +158,7 @@ class Handing:
 
     def _candidates(self) -> Iterator[Place]:
         """Yield the clients to look at: of whom something has come since the last time, or whose time has come."""
-        news = set()
-        with suppress(KeyError):
-            while True:
-                news.add(self._news.pop())
+        news = {self._news.pop() for _ in range(len(self._news))}  # others only add to it
         for place, since_s in list(self._since_s.items()):
             age_s = time.monotonic() - since_s
             policy = self._policies.get(place[:3])

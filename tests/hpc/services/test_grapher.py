@@ -322,10 +322,10 @@ def test_sigkill_at_random_moments_of_a_hand_over(
     stop = threading.Event()
 
     def log() -> None:
-        while not stop.wait(0.005):
+        while not stop.wait(0.02):
             for client_id, writer in list(writers.items()):
-                writer.log_events([b"x" * 200] * 50)
-                logged[client_id] += 50
+                writer.log_events([b"x" * 200] * 20)
+                logged[client_id] += 20
 
     thread = threading.Thread(target=log)
     thread.start()
@@ -421,10 +421,16 @@ def service(deployment: Deployment) -> Connection:
 
 
 def hand_over(
-    connection: Connection, chronicle: str, uid: int, blocks: list[bytes], *, seal: bool = True
+    connection: Connection,
+    chronicle: str,
+    uid: int,
+    blocks: list[bytes],
+    *,
+    client_id: int = 1,
+    seal: bool = True,
 ) -> messages.Message:
-    """Send a segment of client 1; return the last answer."""
-    connection.send(messages.Open(1, uid, chronicle, STORY, 1, True))
+    """Send a segment of a client; return the last answer."""
+    connection.send(messages.Open(1, uid, chronicle, STORY, client_id, True))
     answer, _ = connection.receive(time.monotonic() + PATIENCE_S)
     if isinstance(answer, messages.Opened):
         for block in blocks:
@@ -456,6 +462,17 @@ def test_a_segment_is_taken_whole_or_not_at_all(
     second.send(messages.Open(1, uid, chronicle, STORY, 1, True))
     assert second.receive(time.monotonic() + PATIENCE_S)[0] == messages.Opened(1, end, False)
     assert events_at(grapher_of(deployment), chronicle) == end
+    late = list(Client(2, 2, 3).blocks_from(0, has_client=False))
+    begun = service(deployment)
+    hand_over(begun, chronicle, uid, late[:2], client_id=2, seal=False)
+    assert hand_over(second, chronicle, uid, late, client_id=2) == messages.Ack(
+        1, len(Client(2, 2, 3).events)
+    )
+    begun.send(messages.Seal(1))
+    assert isinstance(begun.receive(time.monotonic() + PATIENCE_S)[0], messages.Failure), (
+        "the newer one counts"
+    )
+    begun.close()
     answer = hand_over(second, chronicle, uid + 1, blocks)
     assert isinstance(answer, messages.Refused)
     assert isinstance(error_of(answer), NotFoundError)
