@@ -140,7 +140,7 @@ def test_status_and_down(directory: Path) -> None:
     assert shown.stdout.splitlines()[0].split() == [
         "role", "node", "address", "pid", "state", "uptime", "memory", "connections",
     ]  # fmt: skip
-    assert shown.stdout.count("alive") == 4
+    assert shown.stdout.count("alive") == 5
 
     run = RunDirectory(directory)
     those = run.processes()
@@ -159,7 +159,7 @@ def test_down_when_something_is_dead_already(directory: Path) -> None:
         started.process.wait()
         wait_until(lambda: started.run.find(VISOR) is None)
         told = json.loads(chronolog("status", "--directory", directory, "--json").stdout)
-        assert [process["alive"] for process in told["processes"]] == [False] * 4
+        assert [process["alive"] for process in told["processes"]] == [False] * 5
         assert told["processes"][0]["rss_bytes"] is None
         done = chronolog("down", "--directory", directory)
         assert (done.returncode, done.stderr) == (0, "")
