@@ -124,7 +124,7 @@ class Deposit:
         self._incoming.require(arrival)
         if self._segment is None:
             making = self._deposits.directory / f"{files.TEMPORARY}{files.unique_name()}{_MAKING}"
-            self._segment = Segment(self._deposits.root, making, _as_here(arrival))
+            self._segment = Segment(self._deposits.root, making, self._beginning(arrival))
             self._offset = self._segment.start
         else:
             self._offset += self._segment.write([arrival.block], self._offset)
@@ -158,10 +158,9 @@ class Deposit:
         if self._segment is not None and self._segment.path.name.endswith(_MAKING):
             self._segment.discard()
 
-
-def _as_here(arrival: Arrival) -> bytes:
-    """Return a client record as it is kept here, where nobody hands anything over, and so nothing may be missing."""
-    header, fields = arrival.header, {**(arrival.fields or {})}
-    if fields.pop(FOLLOWS, None) is None:
-        return bytes(arrival.block)
-    return encode_record(header.client_id, header.first_sequence, fields)
+    def _beginning(self, arrival: Arrival) -> bytes:
+        """Return the client record as it is kept here, where nothing goes unless that is said: a gap before it is a loss."""
+        header, fields = arrival.header, {**(arrival.fields or {})}
+        if fields.pop(FOLLOWS, None) is None:
+            return bytes(arrival.block)
+        return encode_record(header.client_id, self.sequence, {**fields, "first_sequence": self.sequence})

@@ -48,7 +48,7 @@ class Sealed(NamedTuple):
     """Of the first one."""
     first_sequence: int
     end_sequence: int
-    """Number of the event behind its last one."""
+    """Number of the event behind its last one, as what follows on it says."""
     size_bytes: int
     age_s: float
     """Since when it has not changed, by the clock of the file system's machine."""

@@ -1,19 +1,25 @@
 """Every event is there once, at the keeper or at the grapher, whatever is handed over when, and whoever dies in between."""
 
 import contextlib
+import errno
 import itertools
 import os
 import pathlib
+from functools import partial
 
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from py_chronolog_client.engine.base import ScanReport
+from py_chronolog_client.errors import ClosedError, DamageError, InvalidArgumentError
 from py_chronolog_client.store import owner
+from py_chronolog_client.store.handover import sealed
 from py_chronolog_client.store.storylog import StoryLog
 from py_chronolog_client.testing.contract.base import Row
-from tests.store.handing import Question, Sender, Stores, independently
+from tests.store import holding, independent, reading
+from tests.store.handing import Question, Sender, Stores, independently, names
 from tests.store.test_intake import failing
 from tests.support.counts import soak
 
@@ -174,5 +180,241 @@ def test_whatever_happens(tmp_path: pathlib.Path) -> None:
     phases = (Phase.explicit, Phase.reuse, Phase.generate)  # shrinking takes minutes
     run_state_machine_as_test(
         Machine,
-        settings=settings(max_examples=soak(25, 2000), stateful_step_count=25, deadline=None, phases=phases),
+        settings=settings(max_examples=soak(10, 2000), stateful_step_count=25, deadline=None, phases=phases),
     )
+
+
+# -- step by step --
+
+
+def sealed_once(stores: Stores, client_id: int = 1) -> Sender:
+    """Let a client log, be sealed, and log again."""
+    sender = Sender(client_id)
+    sender.log(3)
+    stores.send(sender)
+    stores.intake(client_id).roll()
+    sender.log(2)
+    stores.send(sender)
+    return sender
+
+
+def test_what_is_sealed_and_what_is_left(stores: Stores) -> None:
+    sender = sealed_once(stores)
+    (part,) = sealed(stores.keeper)
+    assert part[:5] == (1, (reading.segment(stores.keeper, 1),), 0, 0, 3)
+    assert part.size_bytes == reading.segment(stores.keeper, 1).stat().st_size
+    assert part.age_s < holding.DEADLINE_S
+    expected = [*sender.blocks[:2], independent.roll_record(1, 3)]
+    assert list(part.blocks()) == expected
+    question = Question(stores)
+    assert (question.starts, question.marks) == ({1: 0}, {1: 5})
+    hand_over(stores)
+    assert names(stores.keeper, ".log") == [f"{1:016x}.1.log"]
+    left = independent.read_segment(reading.segment(stores.keeper, 1, 1).read_bytes(), 1)
+    assert left[0].fields == {
+        **independent.read_block(sender.blocks[0], 0)[0].fields,
+        "first_sequence": 3,
+        "follows_ns": sender.rows[2][0],
+    }
+    question = Question(stores)
+    assert (question.starts, question.marks) == ({1: 3}, {1: 5})
+    assert question.answer() == sender.rows
+    assert reading.replay(stores.keeper_root.path).rows == sender.rows[3:]
+
+
+def test_a_client_that_has_left_leaves_a_stub_and_goes_on_there(stores: Stores) -> None:
+    sender = Sender(1)
+    sender.log(3)
+    sender.leave()
+    stores.send(sender)
+    intake = stores.intake(1)
+    for _ in range(3):
+        intake.roll()  # of a stub there is nothing to be sealed
+    hand_over(stores)
+    assert names(stores.keeper, "") == [f"{1:016x}.1.log"]
+    found = reading.replay(stores.keeper_root.path)
+    assert found == ([], ScanReport())
+    question = Question(stores)
+    assert (question.starts, question.marks) == ({1: 3}, {1: 3})
+    stores.restart()
+    sender.come_back()
+    earlier = independent.events_block(1, 3, [(sender.time_ns - 1, b"")])
+    stores.send(sender, 1)
+    with pytest.raises(InvalidArgumentError, match="earlier than the one before"):
+        stores.intake(1).append(earlier)
+    sender.log(2)
+    stores.send(sender, 2)
+    assert names(stores.keeper, ".log") == [f"{1:016x}.1.log"]
+    assert Question(stores).answer() == sender.rows
+
+
+def test_only_a_keeper_says_what_is_sealed(stores: Stores) -> None:
+    sender = sealed_once(stores)
+    intake = stores.intake(1)
+    with pytest.raises(InvalidArgumentError, match="only its keeper knows"):
+        intake.append(independent.roll_record(1, 5))
+    with pytest.raises(InvalidArgumentError, match="only its keeper knows"):
+        stores.intake(2).append(independent.client_record(2, 3, follows_ns=5))
+    intake.close()
+    with pytest.raises(ClosedError):
+        intake.roll()
+    stores.restart()
+    assert Question(stores).answer() == sender.rows
+
+
+def test_the_best_moment_to_seal_a_client(stores: Stores) -> None:
+    sender = Sender(1)
+    for does, expected in ((sender.log, False), (sender.say_of_the_clock, True), (sender.log, False)):
+        does(1) if does == sender.log else does()  # type: ignore[call-arg]
+        stores.send(sender)
+        assert stores.intake(1).is_synchronised is expected
+        stores.restart()
+
+
+def test_parts_go_in_their_order(stores: Stores) -> None:
+    sender = sealed_once(stores)
+    stores.intake(1).roll()
+    first, second = sealed(stores.keeper)
+    with pytest.raises(InvalidArgumentError, match=r"hand over 0000000000000001\.log first"):
+        second.remove()
+    hand_over(stores)
+    for part in (first, second):
+        part.remove()  # again
+        with pytest.raises(FileNotFoundError):
+            list(part.blocks())
+    assert Question(stores).answer() == sender.rows
+
+
+def test_a_part_of_several_segments(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sync has failed, so some blocks are twice there; nothing of it is left when it is gone."""
+    sender = Sender(1)
+    stores.send(sender)
+    for _ in range(2):
+        sender.log(3)
+        stores.send(sender)
+        failing(monkeypatch, "fdatasync", errno.EIO)
+        stores.intake(1).sync()
+    stores.intake(1).roll()
+    (part,) = sealed(stores.keeper)
+    assert [path.name for path in part.paths] == [f"{1:016x}{number}.log" for number in ("", ".1", ".2")]
+    for _ in stores.hand_over(part):
+        assert Question(stores).answer() == sender.rows
+    assert names(stores.keeper, ".log") == [f"{1:016x}.3.log"]
+    assert Question(stores).answer() == sender.rows
+
+
+def test_no_room_for_the_next_segment(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was sealed stays so, and what comes waits until there is room."""
+    sender = Sender(1)
+    sender.log(3)
+    stores.send(sender)
+    failing(monkeypatch, "link", errno.ENOSPC, times=3)
+    before = reading.segment(stores.keeper, 1).stat().st_size
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        stores.intake(1).roll()
+    sealed_bytes = reading.segment(stores.keeper, 1).stat().st_size
+    assert sealed_bytes > before
+    sender.log(1)
+    for _ in range(2):
+        stores.intake(1).close()
+        del stores.intakes[1]
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            stores.send(sender, 2)
+        assert Question(stores).answer() == sender.rows[:3]
+    stores.send(sender, 2)
+    assert reading.segment(stores.keeper, 1).stat().st_size == sealed_bytes
+    assert Question(stores).answer() == sender.rows
+
+
+def test_what_was_promised_is_on_the_device_before_it_is_sealed(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender = Sender(1)
+    stores.send(sender)
+    stores.intake(1).sync()  # from now on it is promised
+    sender.log(3)
+    stores.send(sender, 1)
+    failing(monkeypatch, "fdatasync", errno.EIO, times=1)
+    stores.intake(1).roll()
+    (part,) = sealed(stores.keeper)
+    assert [path.name for path in part.paths] == [f"{1:016x}.log", f"{1:016x}.1.log"]
+    failing(monkeypatch, "fdatasync", errno.EIO, times=100)
+    sender.log(3)
+    stores.send(sender, 2)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        stores.intake(1).roll()
+    monkeypatch.undo()
+    stores.intake(1).roll()
+    assert len(sealed(stores.keeper)) == 2
+    hand_over(stores)
+    assert Question(stores).answer() == sender.rows
+
+
+def test_damage_is_not_handed_over(stores: Stores) -> None:
+    sender = sealed_once(stores)
+    path = reading.segment(stores.keeper, 1)
+    data = bytearray(path.read_bytes())
+    for place, reason in (
+        (len(sender.blocks[0]) + 70, "others behind it"),
+        (len(data) - 100, "is no 'roll'"),
+    ):
+        damaged = bytearray(data)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises((DamageError, InvalidArgumentError), match=reason):
+            hand_over(stores)
+        assert names(stores.grapher, ".log") == []
+    path.write_bytes(data)
+    hand_over(stores)
+    assert Question(stores).answer() == sender.rows
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_segment_that_is_lost_is_missing(stores: Stores, gone: int) -> None:
+    """At the grapher, which has to have all that a keeper has not."""
+    sender = sealed_once(stores)
+    stores.intake(1).roll()
+    sender.log(1)
+    stores.send(sender)
+    reading.segment(stores.keeper, 1, gone).unlink()
+    hand_over(stores)
+    question = Question(stores)
+    with pytest.raises(AssertionError):
+        question.answer()
+    assert question.report.missing == [3, 2][gone]
+    assert question.report.damages
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(soak(60, 900))
+@pytest.mark.parametrize("what", ["seal", "hand over"])
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_death_before_every_step(tmp_path: pathlib.Path, what: str, closed: bool) -> None:
+    """Of a keeper that seals, and of both that hand over: the next process goes on, also with the client."""
+    at, died = 0, True
+    while died:
+        stores, sender = Stores(tmp_path / f"{at}"), Sender(1)
+        sender.log(3)
+        if closed:
+            sender.leave()
+        stores.send(sender)
+        if what == "seal":
+            died = holding.killed(stores.intake(1).roll, at)
+        else:
+            stores.intake(1).roll()
+            died = holding.killed(partial(hand_over, stores), at)
+        stores.restart()
+        assert Question(stores).answer() == sender.rows
+        if closed:
+            sender.come_back()
+        sender.log(2)
+        stores.send(sender, 1)
+        assert Question(stores).answer() == sender.rows
+        stores.intake(1).roll()
+        hand_over(stores)
+        question = Question(stores)
+        assert question.answer() == sender.rows
+        assert question.starts == question.marks == {1: 5}
+        stores.restart()
+        at += soak(19, 1)
+    assert at > 19
