@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport
 from py_chronolog_client.errors import ClosedError, DamageError, InvalidArgumentError
-from py_chronolog_client.store import owner
+from py_chronolog_client.store import census, owner
 from py_chronolog_client.store.handover import sealed
 from py_chronolog_client.store.storylog import StoryLog
 from py_chronolog_client.testing.contract.base import Row
@@ -157,6 +157,8 @@ class HandoverMachine(RuleBasedStateMachine):
             question = Question(self.stores)
             assert question.answer() == self.rows
             assert question.marks == {number: len(each.rows) for number, each in self.senders.items()}
+            for known in census.census(self.stores.keeper).values():
+                assert known.description["opened_ns"] == independent.OPENED_NS
 
     def teardown(self) -> None:
         if hasattr(self, "stores"):
