@@ -195,7 +195,7 @@ class Incoming:
         if self.is_empty and isinstance(follows_ns, int):
             self._last_time = follows_ns
         self.is_empty = self.is_closed = False
-        self._client = fields
+        self._client = self._client or fields
 
     def _check_events(self, header: BlockHeader, columns: memoryview) -> None:
         words = np.frombuffer(columns, "<u8")

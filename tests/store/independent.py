@@ -26,6 +26,7 @@ TAIL = struct.Struct("<8sIIQQQQQQ16s")
 CHUNK = struct.Struct("<8sIIQQIIIII12s")
 PAGE = struct.Struct("<QQIII3BBIIII")
 EVENTS, RECORD = 1, 2
+OPENED_NS = 5
 MARKER = "ChronoLog store\nformat 1\nbyte-order little\nmode 0600\n"
 
 
@@ -96,7 +97,7 @@ def client_record(client_id: int, first_sequence: int = 0, **more: Any) -> bytes
         "uid": 1000,
         "user": "ada",
         "program": "simulation",
-        "opened_ns": 5,
+        "opened_ns": OPENED_NS,
     }
     return record_block(client_id, first_sequence, {**fields, **more})
 

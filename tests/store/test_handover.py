@@ -5,6 +5,7 @@ import errno
 import itertools
 import os
 import pathlib
+import random
 from functools import partial
 
 import pytest
@@ -12,14 +13,15 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from py_chronolog_client.engine.base import ScanReport
+from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport
 from py_chronolog_client.errors import ClosedError, DamageError, InvalidArgumentError
-from py_chronolog_client.store import owner
+from py_chronolog_client.store import census, owner
 from py_chronolog_client.store.handover import sealed
 from py_chronolog_client.store.storylog import StoryLog
 from py_chronolog_client.testing.contract.base import Row
 from tests.store import holding, independent, reading
 from tests.store.handing import Question, Sender, Stores, independently, names
+from tests.store.test_compaction import models as clock_models
 from tests.store.test_intake import failing
 from tests.support.counts import soak
 
@@ -155,6 +157,8 @@ class HandoverMachine(RuleBasedStateMachine):
             question = Question(self.stores)
             assert question.answer() == self.rows
             assert question.marks == {number: len(each.rows) for number, each in self.senders.items()}
+            for known in census.census(self.stores.keeper).values():
+                assert known.description["opened_ns"] == independent.OPENED_NS
 
     def teardown(self) -> None:
         if hasattr(self, "stores"):
@@ -182,6 +186,78 @@ def test_whatever_happens(tmp_path: pathlib.Path) -> None:
         Machine,
         settings=settings(max_examples=soak(10, 2000), stateful_step_count=25, deadline=None, phases=phases),
     )
+
+
+# -- aligned times --
+
+
+def drifting(stores: Stores, story: pathlib.Path, seed: int, *, says: bool) -> list[int]:
+    """Let a client with a drifting clock log, in one segment in `story`, and in several parts at the keeper.
+
+    Returns:
+        For each part the time of the last synchronisation that is known in it.
+    """
+    numbers, models = random.Random(seed), clock_models(seed)
+    blocks, sequence, time_ns, synchronised = [independent.client_record(1)], 0, 10**9 + 900, []
+    intake = stores.intake(1)
+    for number, model in enumerate(models):
+        for _ in range(numbers.randrange(1, 4)):
+            events = []
+            for _ in range(numbers.randrange(1, 6)):
+                time_ns += numbers.randrange(0, 200)
+                events.append((time_ns, b"%d" % sequence))
+            blocks.append(independent.events_block(1, sequence, events, clock=model.pack()))
+            sequence += len(events)
+        if says:
+            packed = b"".join(each.pack() for each in models[: number + 1])
+            since = 0 if number < 3 else 5
+            fields = {"type": "clock", "first_sequence": since, "models": packed}
+            blocks.append(independent.record_block(1, sequence, fields))
+        if number == len(models) - 1:
+            blocks.append(independent.close_record(1, sequence))
+        for block in blocks[1 if number else 0 :]:
+            intake.append(block)
+        intake.roll()
+        synchronised.append(model.time_at(model.base_ns))
+    reading.segment(story, 1).write_bytes(b"".join(blocks))
+    return synchronised
+
+
+def aligned(directory: pathlib.Path) -> dict[int, tuple[int, int, int]]:
+    """Return time, aligned time and window of every event by its number."""
+    log, report = StoryLog(directory), ScanReport()
+    log.refresh(report)
+    found: dict[int, tuple[int, int, int]] = {}
+    for page in log.pages(0, MAX_TIME_NS, {}, log.snapshot(), report, aligned=True):
+        columns = page.sequences, page.times, page.keys, page.windows_ns()
+        for number, *more in zip(*(column.tolist() for column in columns), strict=True):
+            found[number] = tuple(more)
+    assert not report.damages
+    return found
+
+
+@pytest.mark.parametrize("says", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_aligned_times_are_those_of_one_segment(
+    stores: Stores, tmp_path: pathlib.Path, seed: int, says: bool
+) -> None:
+    """Exactly, when all of a client is at the grapher; before that wherever a synchronisation is known behind."""
+    whole = independent.make_story(tmp_path / "whole", "c", "s")
+    synchronised = drifting(stores, whole, seed, says=says)
+    expected = aligned(whole)
+    assert any(key != time for time, key, _ in expected.values())
+    for part, synchronised_ns in zip(sealed(stores.keeper), synchronised, strict=True):
+        for _ in stores.hand_over(part):
+            pass
+        if seed % 2:
+            stores.compact()
+        at_keeper, at_grapher = aligned(stores.keeper), aligned(stores.grapher)
+        assert at_keeper.keys() | at_grapher.keys() == expected.keys()
+        if says:
+            known = {number: each for number, each in at_grapher.items() if each[0] <= synchronised_ns}
+            for number, each in {**at_keeper, **known}.items():
+                assert each == pytest.approx(expected[number], rel=0, abs=1), number
+    assert at_grapher == expected
 
 
 # -- step by step --
@@ -383,6 +459,38 @@ def test_a_segment_that_is_lost_is_missing(stores: Stores, gone: int) -> None:
         question.answer()
     assert question.report.missing == [3, 2][gone]
     assert question.report.damages
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(soak(60, 900))
+@pytest.mark.parametrize("knows", [False, True])
+def test_a_hand_over_at_any_moment_of_a_reader(tmp_path: pathlib.Path, knows: bool) -> None:
+    """Also of one that knows what was there before, and would keep its space."""
+    at, calls = 0, 1
+    while at < calls:
+        stores, sender = Stores(tmp_path / f"{at}"), Sender(1)
+        log = StoryLog(stores.keeper)
+        for place in range(3):
+            sender.log(2)
+            stores.send(sender)
+            if not place and knows:
+                log.refresh(ScanReport())
+            stores.intake(1).roll()
+        found: list[list[Row]] = []
+        calls = holding.interrupted(
+            lambda found=found, stores=stores, log=log: found.append(Question(stores, log=log).answer()),  # type: ignore[misc]
+            at,
+            partial(hand_over, stores),
+        )
+        assert found == [sender.rows]
+        hand_over(stores)
+        log.refresh(ScanReport())
+        held = [os.readlink(path) for path in pathlib.Path("/proc/self/fd").iterdir() if path.is_symlink()]
+        assert not [path for path in held if path.startswith(f"{stores.keeper}/0") and "(deleted)" in path]
+        assert log.starts() == {1: 6}
+        stores.restart()
+        at += soak(7, 1)
+    assert calls > 50
 
 
 @pytest.mark.slow
