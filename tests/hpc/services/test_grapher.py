@@ -385,6 +385,14 @@ def test_hot_normal_and_cold(deployment: Deployment, engine: Engine, chronicle: 
     assert require_gapless(engine.scan(chronicle, "cold")) == {1: 100, 2: 100}
 
 
+def test_a_policy_that_is_none_is_refused(engine: Engine, chronicle: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="TieringPolicy is 'warm', not one of hot, normal, cold"):
+        engine.create_chronicle(f"{chronicle}, warm", {"TieringPolicy": "warm"})
+    with pytest.raises(InvalidArgumentError, match="Retention is 'long', not a number of seconds"):
+        open_writer(engine, chronicle, 1, {"Retention": "long"})
+    assert engine.stories(chronicle) == []
+
+
 def test_what_is_older_than_its_retention_expires(
     deployment: Deployment, engine: Engine, chronicle: str
 ) -> None:
