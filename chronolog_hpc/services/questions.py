@@ -104,9 +104,9 @@ def unchanged(question: messages.Follow) -> Iterator[Answer]:
 
 
 def begun(question: messages.Scan | messages.Follow, starts: Snapshot) -> Iterator[Answer]:
-    """Begin the answer to a service: where the events of each client begin in it."""
+    """Begin the answer to a service: where the events of each client begin in it, if not with its first."""
     if question.uid:
-        yield messages.Starts(pack_marks(starts)), []
+        yield messages.Starts(pack_marks({client: mark for client, mark in starts.items() if mark})), []
 
 
 async def send_all(session: Session, answers: Iterator[Answer], pool: Executor) -> None:
