@@ -426,6 +426,23 @@ def test_what_was_promised_is_on_the_device_before_it_is_sealed(
     assert Question(stores).answer() == sender.rows
 
 
+def test_what_is_promised_later_is_on_the_device_although_it_was_sealed(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an intake to which nobody had promised anything, or by one that is gone."""
+    sender, synced = sealed_once(stores), []
+    real = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda file: (synced.append(os.fstat(file).st_ino), real(file)))
+    for _ in range(2):
+        stores.intake(1).sync()
+        assert {path.stat().st_ino for path in stores.keeper.glob("*.log")} <= set(synced)
+        synced.clear()
+        stores.restart()
+    hand_over(stores)
+    stores.intake(1).sync()
+    assert Question(stores).answer() == sender.rows
+
+
 def test_damage_is_not_handed_over(stores: Stores) -> None:
     sender = sealed_once(stores)
     path = reading.segment(stores.keeper, 1)
