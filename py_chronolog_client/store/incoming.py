@@ -32,12 +32,6 @@ from py_chronolog_client.store.stretch import are_sound
 FOLLOWS = "follows_ns"
 """In the first record of a segment behind a sealed one: the time of the last event before."""
 
-
-def roll_record(client_id: int, next_sequence: int) -> bytes:
-    """Return the last block of a sealed segment whose client goes on in the next one."""
-    return encode_record(client_id, next_sequence, {"type": "roll", "next_sequence": next_sequence})
-
-
 _LONGEST_RECORD_BYTES = 2**22
 """Of a record of a client about itself; what it may say of its clock in two months, once a minute."""
 
@@ -246,3 +240,8 @@ class Incoming:
             )
         elif kind in ("close", "roll") and fields.get("next_sequence") != sequence:
             raise self.refusal(f"a record {kind!r:.40} at event {sequence} names another place")
+
+
+def roll_record(client_id: int, next_sequence: int) -> bytes:
+    """Return the last block of a sealed segment whose client goes on in the next one."""
+    return encode_record(client_id, next_sequence, {"type": "roll", "next_sequence": next_sequence})
