@@ -23,8 +23,14 @@ from py_chronolog_client.errors import DamageError, InvalidArgumentError
 from py_chronolog_client.store import acquisition
 from py_chronolog_client.store.blocks import find_header, whole_block
 from py_chronolog_client.store.files import sync_directory
-from py_chronolog_client.store.format import ALIGNMENT
-from py_chronolog_client.store.incoming import FOLLOWS
+from py_chronolog_client.store.format import (
+    ALIGNMENT,
+    HEADER_BYTES,
+    KIND_RECORD,
+    BlockHeader,
+    decode_map,
+)
+from py_chronolog_client.store.incoming import FOLLOWS, roll_record
 from py_chronolog_client.store.records import read_client_record
 from py_chronolog_client.store.stretch import Descriptor
 
@@ -57,12 +63,21 @@ class Sealed(NamedTuple):
     def blocks(self) -> Iterator[bytes]:
         """Yield its blocks as they stand there; some of them twice where a sync has failed.
 
+        A power cut may have taken its end, if nobody had been promised that it is on the device. Then it ends where it was
+        cut off: what is missing up to the next part is missing wherever this one is.
+
         Raises:
             DamageError: it holds something else. Nobody may delete it then.
             FileNotFoundError: it is gone.
         """
+        sequence, is_ended = self.first_sequence, False
         for path in self.paths:
-            yield from _blocks(path, self.client_id)
+            for header, block in _blocks(path, self.client_id):
+                sequence = max(sequence, header.end_sequence)
+                is_ended = header.kind == KIND_RECORD and _type(block, header) in ("close", "roll")
+                yield block
+        if not is_ended:
+            yield roll_record(self.client_id, sequence)
 
     def remove(self) -> None:
         """Delete it, after somebody else has it on his device; it is harmless to do it twice.
@@ -144,7 +159,14 @@ def first_that_counts(directory: Path, client_id: int, numbers: Sequence[int], k
     return known
 
 
-def _blocks(path: Path, client_id: int) -> Iterator[bytes]:
+def _type(block: bytes, header: BlockHeader) -> object:
+    """Return the type of a record; None where it cannot be read."""
+    with suppress(ValueError):
+        return decode_map(block[HEADER_BYTES:][: header.payload_bytes]).get("type")
+    return None
+
+
+def _blocks(path: Path, client_id: int) -> Iterator[tuple[BlockHeader, bytes]]:
     """Yield the blocks of a segment; what an append has left that did not finish is passed over."""
     file = Descriptor(str(path))
     size_bytes, offset = os.fstat(file.number).st_size, 0
@@ -156,5 +178,5 @@ def _blocks(path: Path, client_id: int) -> Iterator[bytes]:
                     path, offset, "no whole block, and others behind it: it cannot be handed over"
                 )
             return
-        yield found[1]
+        yield found
         offset += len(found[1])

@@ -240,3 +240,8 @@ class Incoming:
             )
         elif kind in ("close", "roll") and fields.get("next_sequence") != sequence:
             raise self.refusal(f"a record {kind!r:.40} at event {sequence} names another place")
+
+
+def roll_record(client_id: int, next_sequence: int) -> bytes:
+    """Return the last block of a sealed segment whose client goes on in the next one."""
+    return encode_record(client_id, next_sequence, {"type": "roll", "next_sequence": next_sequence})

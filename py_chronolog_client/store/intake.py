@@ -43,10 +43,9 @@ from py_chronolog_client.store.format import (
     TailHeader,
     TailState,
     decode_map,
-    encode_record,
 )
 from py_chronolog_client.store.handover import Part, parts
-from py_chronolog_client.store.incoming import FOLLOWS, Arrival, Incoming
+from py_chronolog_client.store.incoming import FOLLOWS, Arrival, Incoming, roll_record
 from py_chronolog_client.store.root import StoreRoot
 from py_chronolog_client.store.segment import Segment, write_whole
 
@@ -157,8 +156,7 @@ class Intake:
             if not self._incoming.has_events:
                 return
             if not (self._incoming.is_closed or self._incoming.is_rolled):
-                record = {"type": "roll", "next_sequence": self.sequence}
-                self._put(self._incoming.checked(encode_record(self.client_id, self.sequence, record)))
+                self._put(self._incoming.checked(roll_record(self.client_id, self.sequence)))
             if self._is_durable:
                 self._sync()
             self._go_on()

@@ -357,6 +357,8 @@ GOOD = {
         [{**GOOD, "clocks": [[0, 6, 5, bytes(48)]]}],
         [{**GOOD, "clocks": [[0, 5, 5, bytes(48)], [0, 5, 5, bytes(48)]]}],
         [{**GOOD, "clocks": [[0, 5, 5, bytes(48)], [1, 5, 5, bytes(48)]]}],
+        [{**GOOD, "expired": True}],
+        [{**GOOD, "count": 0, "clocks": [], "expired": 1}],
         [GOOD, {**GOOD, "count": 0, "clocks": []}],
         [{**GOOD, "client_id": 2}, {**GOOD, "count": 0, "clocks": []}],
     ],

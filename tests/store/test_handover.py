@@ -469,20 +469,37 @@ def test_what_is_promised_later_is_on_the_device_although_it_was_sealed(
 def test_damage_is_not_handed_over(stores: Stores) -> None:
     sender = sealed_once(stores)
     path = reading.segment(stores.keeper, 1)
-    data = bytearray(path.read_bytes())
-    for place, reason in (
-        (len(sender.blocks[0]) + 70, "others behind it"),
-        (len(data) - 100, "is no 'roll'"),
-    ):
-        damaged = bytearray(data)
-        damaged[place] ^= 1
-        path.write_bytes(damaged)
-        with pytest.raises((DamageError, InvalidArgumentError), match=reason):
-            hand_over(stores)
-        assert names(stores.grapher, ".log") == []
+    data = path.read_bytes()
+    damaged = bytearray(data)
+    damaged[len(sender.blocks[0]) + 70] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(DamageError, match="others behind it: it cannot be handed over"):
+        hand_over(stores)
+    assert names(stores.grapher, ".log") == []
     path.write_bytes(data)
     hand_over(stores)
     assert Question(stores).answer() == sender.rows
+
+
+def test_a_power_cut_that_takes_the_end_of_what_is_sealed(tmp_path: pathlib.Path) -> None:
+    """What is left is handed over, and the rest is missing, as it was before."""
+    sender = sealed_once(Stores(tmp_path / "whole"))
+    first, second, *_ = sender.blocks
+    for length in range(len(first), len(first) + len(second) + 128, 64):
+        stores = Stores(tmp_path / f"{length}")
+        sealed_once(stores)
+        stores.restart()
+        path = reading.segment(stores.keeper, 1)
+        path.write_bytes(path.read_bytes()[:length])
+        gone = 3 if length < len(first) + len(second) else 0
+        for _ in range(2):
+            question = Question(stores)
+            with pytest.raises(AssertionError) if gone else contextlib.nullcontext():
+                assert question.answer() == sender.rows
+            assert question.report.missing == gone
+            assert question.marks == {1: 5}
+            hand_over(stores)
+        assert names(stores.keeper, ".log") == [f"{1:016x}.1.log"]
 
 
 @pytest.mark.parametrize("gone", [0, 1])

@@ -13,7 +13,7 @@ from py_chronolog_client.store.chunkformat import chunk_names
 from py_chronolog_client.store.retention import Expired, expire
 from py_chronolog_client.store.root import StoreRoot
 from py_chronolog_client.store.storylog import StoryLog
-from tests.store import holding, independent
+from tests.store import holding, independent, reading
 from tests.store.test_compaction import Store, make_store
 from tests.support.counts import soak
 
@@ -113,6 +113,27 @@ def test_a_mark_beyond_the_end_is_missing_and_what_has_expired_is_not(store: Sto
     assert list(log.pages(0, 2**64 - 1, {}, {1: 10, 2: 12, 9: 4}, report)) == []
     assert report.missing == 2 + 4
     assert len(report.damages) == 2
+
+
+def test_what_another_implementation_says_has_expired(tmp_path: pathlib.Path) -> None:
+    """Older chunks and segments are still there, and one holds also events that have not expired."""
+    directory = independent.make_story(tmp_path / "store", "c", "s", 2)
+    old = [(5, b"old"), (6, b"older than 7")]
+    for number, clients in enumerate([
+        [independent.Merged(1, 0, old), independent.Merged(2, 0, old)],
+        [independent.Merged(1, 2, [], segments=2, expired=True)],
+        [independent.Merged(1, 0, [*old, (7, b"new"), (8, b"newer")], segments=3)],
+    ]):  # fmt: skip
+        first_time = min((row[0] for row in independent.chunk_rows(clients)), default=0)
+        (directory / f"{first_time:016x}-{number:032x}.chunk").write_bytes(independent.chunk(clients))
+    reading.segment(directory, 1, 1).write_bytes(reading.closed(1, [old]))
+    expected = [*reading.rows(2, 0, old), (7, 1, 2, b"new"), (8, 1, 3, b"newer")]
+    assert reading.replay(tmp_path / "store") == (sorted(expected), ScanReport())
+    assert independent.read_story(directory, owner.boot_id()) == sorted(expected)
+    root = StoreRoot.open(tmp_path / "store", create=False)
+    assert expire(root, directory, 7).events == 2  # those of client 2: the others of that chunk count no more
+    assert reading.replay(tmp_path / "store") == (expected[2:], ScanReport())
+    assert len(chunk_names(directory)) == 2
 
 
 def test_only_where_it_can_be_said(tmp_path: pathlib.Path) -> None:
