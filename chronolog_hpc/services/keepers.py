@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport, Snapshot
 from py_chronolog_client.engine.connection import Address, Connection, Connections
 from py_chronolog_client.engine.merged import merge_clients, merge_pages, merge_reports, merge_snapshots
-from py_chronolog_client.engine.remote_reader import RemoteReader
+from py_chronolog_client.engine.remote_reader import Following, RemoteReader
 from py_chronolog_client.errors import NotConnectedError, NotFoundError, ReplayTimeoutError
 from py_chronolog_client.page import Page
 from py_chronolog_client.wire import messages
@@ -39,12 +39,24 @@ class News(NamedTuple):
     """The next cursor of each keeper, when all pages are taken."""
     away: NotConnectedError | ReplayTimeoutError | None
     """Why not everybody could be asked."""
-    silent: set[Address]
-    """Keepers that are away, or have never heard of the story."""
+    keepers: Sequence[_Keeper]
+    """Who was asked."""
 
     def next_cursor(self, cursor: Snapshot) -> dict[int, int]:
         """Return the cursor behind all pages, when they are taken."""
-        return {**cursor, **merge_snapshots(self.marks)}
+        return merge_snapshots([cursor, *self.marks])
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether a keeper is away, or has never heard of the story."""
+        return self.away is not None or any(keeper.is_silent for keeper in self.keepers)
+
+
+class Bell(NamedTuple):
+    """A question that hangs at a keeper until he has something."""
+
+    keeper: _Keeper
+    question: Following
 
 
 class Keepers:
@@ -109,34 +121,26 @@ class Keepers:
         except NotConnectedError as error:
             away.append(error)
         marks: list[dict[int, int]] = [{} for _ in keepers]
-        pages = _merged(
-            [_noting(keeper.follow(cursor, m), away) for keeper, m in zip(keepers, marks, strict=True)]
-        )
-        first = next(pages, None)
-        silent = {keeper.address for keeper in keepers if keeper.is_silent}
-        return News(first, pages, marks, away[0] if away else None, silent)
+        answers = [keeper.follow(cursor, found) for keeper, found in zip(keepers, marks, strict=True)]
+        return _news(keepers, answers, marks, away)
 
-    def bells(
-        self, chronicle: str, story: str, cursor: Snapshot, timeout_s: float, silent: set[Address]
-    ) -> list[Connection]:
-        """Return connections one of which becomes readable when there is something behind a cursor, or the time is over.
+    def bells(self, news: News, cursor: Snapshot, timeout_s: float) -> list[Bell]:
+        """Ask those who had no news to say when they have some, or the time is over.
 
-        A keeper that is `silent` or away has none. The caller closes them.
+        A keeper that is silent or away has no bell. The caller closes the questions.
         """
-        question = messages.Follow(
-            chronicle, story, messages.pack_marks(cursor), max(1, round(1000 * timeout_s))
-        )
-        with ExitStack() as stack:
-            bells = []
-            with suppress(NotConnectedError):
-                for keeper in self._located(chronicle, story):
-                    if keeper.address in silent:
-                        continue
-                    with suppress(NotConnectedError):
-                        bells.append(stack.enter_context(closing(self._connect(keeper.address, "keeper"))))
-                        bells[-1].send(question)
-            stack.pop_all()
-            return bells
+        bells = []
+        for keeper in news.keepers:
+            if not keeper.is_silent:
+                with suppress(NotConnectedError):
+                    bells.append(Bell(keeper, keeper.ask_to_follow(cursor, timeout_s)))
+        return bells
+
+    def rung(self, bells: Sequence[Bell]) -> News:
+        """Return what those say whose bells have rung."""
+        marks: list[dict[int, int]] = [{} for _ in bells]
+        answers = [bell.keeper.answer(bell.question, found) for bell, found in zip(bells, marks, strict=True)]
+        return _news([bell.keeper for bell in bells], answers, marks, [])
 
     def close(self) -> None:
         """End all connections, also those over which something is being asked."""
@@ -229,6 +233,12 @@ class _Keeper:
     def follow(self, cursor: Snapshot, marks: dict[int, int]) -> Pages:
         return self._pages(self._reader.follow_pages(*self._story, cursor, 0.0, marks))
 
+    def ask_to_follow(self, cursor: Snapshot, timeout_s: float) -> Following:
+        return self._reader.ask_to_follow(*self._story, cursor, timeout_s)
+
+    def answer(self, question: Following, marks: dict[int, int]) -> Pages:
+        return self._pages(question.pages(marks))
+
     def _pages(self, pages: Iterator[Page]) -> Pages:
         has_answered = False
         try:
@@ -263,6 +273,17 @@ class _Keeper:
     @property
     def _name(self) -> str:
         return str(self.address) if self.address.port else self.address.host
+
+
+def _news(
+    keepers: Sequence[_Keeper],
+    answers: Sequence[Pages],
+    marks: list[dict[int, int]],
+    away: list[NotConnectedError | ReplayTimeoutError],
+) -> News:
+    pages = _merged([_noting(answer, away) for answer in answers])
+    first = next(pages, None)
+    return News(first, pages, marks, away[0] if away else None, keepers)
 
 
 def _merged(answers: Sequence[Pages]) -> Pages:

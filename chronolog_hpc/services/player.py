@@ -4,8 +4,8 @@ It keeps nothing: every answer is made of those of the keepers while it is sent.
 has gone to the kernel, and the keepers do the same, so a reader that is slow, or never reads, costs a page of each
 keeper.
 
-A follower waits for the first of several keepers that has something. A question hangs at each of them, and that one
-of them is answered wakes him up. Then all are asked what they have, so that what he gets is in order.
+A follower is told what all keepers have, in order. Where they have nothing a question hangs at each of them, and he is
+told what the first one answers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import TypeVar
 
-from chronolog_hpc.services.keepers import Keepers, News
+from chronolog_hpc.services.keepers import Bell, Keepers, News
 from chronolog_hpc.services.questions import Answer, described, packed, scanned, send_all
 from chronolog_hpc.services.registration import Registration
 from chronolog_hpc.services.server import Service
@@ -90,41 +90,58 @@ class Player(Service):
         deadline_s = self._loop.time() + question.timeout_ms / 1000
         while True:
             news = await self._read(lambda: self._keepers.news(question.chronicle, question.story, cursor))
-            try:
-                if news.first is not None or news.next_cursor(cursor) != cursor:
-                    await send_all(session, _told(news, cursor), self._readers)
-                    return
-            finally:
-                await self._read(news.pages.close)
+            if await self._tell(session, news, cursor):
+                return
             left_s = deadline_s - self._loop.time()
             if left_s <= 0 or not session.is_open:
                 break
-            somebody_is_silent = news.away is not None or news.silent
-            await self._wait(
-                session, question, min(left_s, _AWAY_S if somebody_is_silent else BELL_S), news.silent
-            )
+            if await self._wait(session, news, cursor, min(left_s, _AWAY_S if news.is_partial else BELL_S)):
+                return
         if news.away is not None:
             raise news.away
         await session.send(messages.Marks(question.cursor))
 
-    async def _wait(
-        self, session: Session, question: messages.Follow, timeout_s: float, silent: set[Address]
-    ) -> None:
-        """Wait until a keeper has something new; a follower to whom nothing happens costs no thread."""
-        story, cursor = (question.chronicle, question.story), unpack_marks(question.cursor)
-        deadline_s = self._loop.time() + timeout_s
-        rung = asyncio.Event()
-        bells = await self._read(lambda: self._keepers.bells(*story, cursor, timeout_s, silent))
+    async def _tell(self, session: Session, news: News, cursor: Snapshot) -> bool:
+        """Answer a follower, if there is something new."""
         try:
-            for bell in bells:
-                self._loop.add_reader(bell.fileno(), rung.set)
-            while session.is_open and not rung.is_set() and (left_s := deadline_s - self._loop.time()) > 0:
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(rung.wait(), min(left_s, _LOOK_S))
+            if news.first is None and news.next_cursor(cursor) == cursor:
+                return False
+            await send_all(session, _told(news, cursor), self._readers)
+            return True
+        finally:
+            await self._read(news.pages.close)
+
+    async def _wait(self, session: Session, news: News, cursor: Snapshot, timeout_s: float) -> bool:
+        """Answer as soon as a keeper has something new; a follower to whom nothing happens costs no thread."""
+        bells = await self._read(lambda: self._keepers.bells(news, cursor, timeout_s))
+        try:
+            rung = await self._first_rung(session, bells, timeout_s)
+            return await self._tell(session, await self._read(lambda: self._keepers.rung(rung)), cursor)
         finally:
             for bell in bells:
-                self._loop.remove_reader(bell.fileno())
-                bell.close()
+                bell.question.close()
+
+    async def _first_rung(self, session: Session, bells: list[Bell], timeout_s: float) -> list[Bell]:
+        """Return the bells that ring first; none if the time is over, or the session."""
+        deadline_s = self._loop.time() + timeout_s
+        rung: list[Bell] = []
+        has_rung = asyncio.Event()
+
+        def ring(bell: Bell) -> None:
+            self._loop.remove_reader(bell.question.fileno())
+            rung.append(bell)
+            has_rung.set()
+
+        try:
+            for bell in bells:
+                self._loop.add_reader(bell.question.fileno(), ring, bell)
+            while session.is_open and not rung and (left_s := deadline_s - self._loop.time()) > 0:
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(has_rung.wait(), min(left_s, _LOOK_S))
+        finally:
+            for bell in bells:
+                self._loop.remove_reader(bell.question.fileno())
+        return rung
 
     async def _read(self, action: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._readers, action)

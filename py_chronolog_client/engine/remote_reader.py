@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any
 
 from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport, Snapshot
@@ -120,16 +121,42 @@ class RemoteReader:
         self, chronicle: str, story: str, cursor: Snapshot, timeout_s: float, marks: dict[int, int]
     ) -> Iterator[Page]:
         """Deliver what `follow` returns page by page; at the end `marks` is filled with the next cursor."""
-        question = messages.Follow(chronicle, story, pack_marks(cursor), _milliseconds(timeout_s))
-        with self._connections.asking(question) as connection:
-            deadline = time.monotonic() + timeout_s + _LATE_S
-            while isinstance((answer := _answer(connection, deadline))[0], messages.Page):
-                yield unpack_page(answer[0], answer[1])
-            marks.update(unpack_marks(expect(answer[0], messages.Marks).marks))
+        yield from self.ask_to_follow(chronicle, story, cursor, timeout_s).pages(marks)
+
+    def ask_to_follow(self, chronicle: str, story: str, cursor: Snapshot, timeout_s: float) -> Following:
+        """Ask what `follow_pages` asks; the answer is read when there is one."""
+        timeout_ms = min(round(1000 * timeout_s), _LONGEST_MS)
+        question = messages.Follow(chronicle, story, pack_marks(cursor), timeout_ms)
+        return Following(self._connections.asking(question), time.monotonic() + timeout_s + _LATE_S)
 
     def close(self) -> None:
         """End the idle connections."""
         self._connections.close()
+
+
+class Following:
+    """A follower's question that was asked."""
+
+    def __init__(self, asking: AbstractContextManager[Connection], deadline_s: float) -> None:
+        self._asking = ExitStack()
+        self._connection = self._asking.enter_context(asking)
+        self._deadline_s = deadline_s
+
+    def fileno(self) -> int:
+        """Return the descriptor on which the answer comes."""
+        return self._connection.fileno()
+
+    def pages(self, marks: dict[int, int]) -> Iterator[Page]:
+        """Deliver the answer; at its end `marks` is filled with the next cursor."""
+        with self._asking:
+            while isinstance((answer := _answer(self._connection, self._deadline_s))[0], messages.Page):
+                yield unpack_page(answer[0], answer[1])
+            marks.update(unpack_marks(expect(answer[0], messages.Marks).marks))
+
+    def close(self) -> None:
+        """Give up an answer that was not read to its end: its connection ends."""
+        with suppress(GeneratorExit), self._asking:
+            raise GeneratorExit
 
 
 def _answer(connection: Connection, deadline: float | None = None) -> tuple[Message, Body]:
