@@ -31,7 +31,7 @@ _PAUSE_S = 0.1
 _CHECK_S = 0.5
 """So often what says when it changes is looked at all the same: the visor, and clients that have said nothing."""
 _ADOPT_EVERY_S = 5.0
-_POLL_S = 0.0005
+_POLL_S, _LONGEST_POLL_S = 0.0005, 0.05
 _ANSWER_S = 10.0
 _RELEASE_S = 2.0
 
@@ -268,10 +268,14 @@ def _adopted(orphan: Orphan) -> Shipment:
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float, every_s: float = _POLL_S) -> bool:
-    """Wait for something that another thread does, without a lock; return whether it is done."""
-    deadline = time.monotonic() + timeout_s
+    """Wait for something that another thread does, without a lock; return whether it is done.
+
+    The longer it takes, the less often that is asked: many threads that wait must not keep it from being done.
+    """
+    start_s = time.monotonic()
     while not holds():
-        if time.monotonic() >= deadline:
+        waited_s = time.monotonic() - start_s
+        if waited_s >= timeout_s:
             return False
-        time.sleep(every_s)
+        time.sleep(min(max(every_s, waited_s / 8), timeout_s - waited_s, _LONGEST_POLL_S))
     return True
