@@ -319,10 +319,11 @@ def _taken_in(sizes: Sizes, place: str) -> Iterator[Figure]:
 
 
 def _slowest_calls(sizes: Sizes, scratch: Path, place: str) -> Iterator[Figure]:
-    """Measure what the sender does to the slowest calls of log_event, in a loop and with a pause before each event."""
+    """Measure what the sender does to the slowest calls of log_event: while it works, and when it has to be woken."""
     for name, events, gap_s in (
         ("in a loop", sizes.events // 2, 0.0),
         ("each ms", sizes.visible_events, 1e-3),
+        ("after silence", sizes.visible_events // 20 + 1, 0.03),
     ):
         found: dict[str, list[dict[str, float]]] = {"store": [], "deployment": []}
         for number in range(sizes.rounds):
