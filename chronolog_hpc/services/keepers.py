@@ -291,6 +291,9 @@ def _merged(answers: Sequence[Pages]) -> Pages:
     with ExitStack() as stack:
         for answer in answers:
             stack.enter_context(closing(answer))
+        if len(answers) == 1:
+            yield from answers[0]
+            return
         firsts = _at_once([functools.partial(next, answer, None) for answer in answers])
         yield from merge_pages([_resumed(*begun) for begun in zip(firsts, answers, strict=True)])
 
