@@ -26,7 +26,7 @@ WINDOW_BYTES = 16 * 2**20
 """So much may be under way on a link without an answer."""
 RETRY_S = 0.25
 """After a keeper could not be reached, it is left alone for so long."""
-GATHER_S = 0.002
+GATHER_S = 0.004
 """Events that come one after another are gathered for so long."""
 _AWAKE_S = 0.02
 """A client that has written nothing for so long is asked to say when it does."""
