@@ -151,8 +151,10 @@ class Deployment:
         return service
 
     def at(self, port: int) -> ServiceProcess:
-        """Return the service that listens at a port."""
-        return next(service for service in self.running if service.address.port == port)
+        """Return the service that listens at a port; the visor may know of it before the test does."""
+        return until(
+            lambda: next((service for service in self.running if service.address.port == port), None)
+        )
 
     def connect(self, service: ServiceProcess, name: str = ALICE) -> Connection:
         connection = Connection(service.address, Identity(name, self.secrets[name]), service.role)
