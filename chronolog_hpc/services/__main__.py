@@ -79,7 +79,7 @@ def _service(args: argparse.Namespace, identity: Identity) -> Service:
         case "visor":
             from chronolog_hpc.services.visor import Visor
 
-            return Visor(args.directory, args.grace)
+            return Visor(args.directory, identity, args.grace)
         case "player":
             from chronolog_hpc.services.player import Player
 

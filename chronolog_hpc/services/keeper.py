@@ -25,6 +25,7 @@ from chronolog_hpc.services.registration import Registration
 from chronolog_hpc.services.server import Service
 from chronolog_hpc.services.session import Body, GoneError, Session
 from chronolog_hpc.services.tenancy import Tenancy
+from chronolog_hpc.services.tickets import Passage, require_ticket
 from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.engine.embedded import EmbeddedEngine
 from py_chronolog_client.errors import (
@@ -46,6 +47,8 @@ from py_chronolog_client.wire.messages import Message, pack_marks, unpack_marks
 UID = "uid"
 """Name of the attribute under which a keeper keeps a story's uid."""
 
+_QUESTIONS = (messages.TakeSnapshot, messages.ListClients, messages.Scan, messages.Follow)
+"""Of services only: a player asks the visor first whether somebody may read."""
 _WRITERS, _READERS = 8, 8
 _LOOK_S = 1.0
 """So often a follower to whom nothing happens is looked at: he may be gone."""
@@ -134,6 +137,8 @@ class Keeper(Service):
         self._tenancy.end()
 
     async def answer(self, session: Session, message: Message, body: Body) -> None:
+        if isinstance(message, _QUESTIONS):
+            self.require_service(session, message)
         match message:
             case messages.Block(number):
                 stream = self._streams.get(session, {}).get(number)
@@ -164,6 +169,7 @@ class Keeper(Service):
             await self._leave(before)
         place = _Place(message.chronicle, message.story, message.uid, message.client_id)
         try:
+            require_ticket(message.ticket, Passage(session.name, *place), self._identity)
             entry = await self._enter(place)
         except (ChronoLogError, OSError) as error:
             session.log(logging.WARNING, f"{place} is not opened: {error}")

@@ -7,6 +7,7 @@ a follower is told what the others have meanwhile: his cursor says what he is st
 
 from __future__ import annotations
 
+import copy
 import functools
 import time
 import weakref
@@ -22,7 +23,7 @@ from py_chronolog_client.engine.remote_reader import RemoteReader
 from py_chronolog_client.errors import NotConnectedError, NotFoundError, ReplayTimeoutError
 from py_chronolog_client.page import Page
 from py_chronolog_client.wire import messages
-from py_chronolog_client.wire.handshake import Identity
+from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 
 T = TypeVar("T")
 Pages = Generator[Page, None, None]
@@ -61,9 +62,16 @@ class Keepers:
             identity: of the services.
         """
         self._identity = identity
+        self._asker = SERVICE_NAME
         self._visor = Connections(lambda: self._connect(visor, "visor"))
         self._readers: dict[Address, RemoteReader] = {}
         self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+    def on_behalf_of(self, reader: str) -> Keepers:
+        """Return the same keepers, which say only what somebody may read, by his name; others get NotAuthorizedError."""
+        same = copy.copy(self)
+        same._asker = reader
+        return same
 
     def snapshot(self, chronicle: str, story: str) -> Snapshot:
         """Return the present high-water mark of every client."""
@@ -155,9 +163,11 @@ class Keepers:
 
         Raises:
             NotFoundError: there is no such story.
+            NotAuthorizedError: who asks may not read it.
             NotConnectedError: the visor is away.
         """
-        locate = functools.partial(self._visor.ask, messages.Locate(chronicle, story), messages.Located)
+        question = messages.Locate(chronicle, story, self._asker)
+        locate = functools.partial(self._visor.ask, question, messages.Located)
         located = locate()
         return [
             _Keeper(

@@ -71,25 +71,26 @@ class Player(Service):
         self._readers.shutdown(cancel_futures=True)
 
     async def answer(self, session: Session, message: Message, body: Body) -> None:
+        keepers = self._keepers.on_behalf_of(session.name)
         match message:
             case messages.TakeSnapshot(chronicle, story):
-                marks = await self._read(lambda: self._keepers.snapshot(chronicle, story))
+                marks = await self._read(lambda: keepers.snapshot(chronicle, story))
                 await session.send(messages.Marks(pack_marks(marks)))
             case messages.ListClients():
-                await send_all(session, described(self._keepers, message), self._readers)
+                await send_all(session, described(keepers, message), self._readers)
             case messages.Scan():
-                await send_all(session, scanned(self._keepers, message), self._readers)
+                await send_all(session, scanned(keepers, message), self._readers)
             case messages.Follow():
-                await self._follow(session, message)
+                await self._follow(session, message, keepers)
             case _:
                 raise self.unknown(message)
 
-    async def _follow(self, session: Session, question: messages.Follow) -> None:
+    async def _follow(self, session: Session, question: messages.Follow, keepers: Keepers) -> None:
         """Answer as soon as one keeper has something new; wait for keepers that are away as long as there is time."""
         cursor = unpack_marks(question.cursor)
         deadline_s = self._loop.time() + question.timeout_ms / 1000
         while True:
-            news = await self._read(lambda: self._keepers.news(question.chronicle, question.story, cursor))
+            news = await self._read(lambda: keepers.news(question.chronicle, question.story, cursor))
             try:
                 if news.first is not None or news.next_cursor(cursor) != cursor:
                     await send_all(session, _told(news, cursor), self._readers)
@@ -100,21 +101,25 @@ class Player(Service):
             if left_s <= 0 or not session.is_open:
                 break
             somebody_is_silent = news.away is not None or news.silent
-            await self._wait(
-                session, question, min(left_s, _AWAY_S if somebody_is_silent else BELL_S), news.silent
-            )
+            pause_s = min(left_s, _AWAY_S if somebody_is_silent else BELL_S)
+            await self._wait(session, question, keepers, pause_s, news.silent)
         if news.away is not None:
             raise news.away
         await session.send(messages.Marks(question.cursor))
 
     async def _wait(
-        self, session: Session, question: messages.Follow, timeout_s: float, silent: set[Address]
+        self,
+        session: Session,
+        question: messages.Follow,
+        keepers: Keepers,
+        timeout_s: float,
+        silent: set[Address],
     ) -> None:
         """Wait until a keeper has something new; a follower to whom nothing happens costs no thread."""
         story, cursor = (question.chronicle, question.story), unpack_marks(question.cursor)
         deadline_s = self._loop.time() + timeout_s
         rung = asyncio.Event()
-        bells = await self._read(lambda: self._keepers.bells(*story, cursor, timeout_s, silent))
+        bells = await self._read(lambda: keepers.bells(*story, cursor, timeout_s, silent))
         try:
             for bell in bells:
                 self._loop.add_reader(bell.fileno(), rung.set)

@@ -27,6 +27,8 @@ RETRY_S = 0.25
 """After a keeper could not be reached, it is left alone for so long."""
 _CONNECT_S = 2.0
 _REFUSALS = 5
+_PERHAPS = (ErrorCode.CL_ERR_INVALID_ARG, ErrorCode.CL_ERR_NOT_AUTHORIZED)
+"""So often a block is sent again that was refused so."""
 
 logger = logging.getLogger("py_chronolog_client")
 
@@ -46,6 +48,7 @@ class Shipment:
         keeps_all: whether the file system of the spool cannot give space back.
         uid: of the story, once the visor has said it.
         address: of the keeper, likewise.
+        ticket: to be shown to the keeper, likewise.
         outbox: what is to be sent, once there are files.
         introduced: whether the keeper knows the client: from then on readers find it in the story.
         acknowledged: all events below this number are journalled by the keeper.
@@ -77,6 +80,7 @@ class Shipment:
         self.introduced = self.is_orphan = self.is_idle = self.keeps_all = False
         self.uid = 0
         self.address: Address | None = None
+        self.ticket = b""
         self.outbox: Outbox | None = None
         self.acknowledged = self.refusals = 0
         self.error: ChronoLogError | None = None
@@ -195,6 +199,7 @@ class Link:
                 shipment.story,
                 shipment.client_id,
                 shipment.durable,
+                shipment.ticket,
             )
         )
         return True
@@ -285,7 +290,9 @@ class Link:
         self._take_back(stream, shipment)
         shipment.refusals += 1
         mendable = error.code == ErrorCode.CL_ERR_UNKNOWN
-        if mendable or (error.code == ErrorCode.CL_ERR_INVALID_ARG and shipment.refusals <= _REFUSALS):
+        if error.code == ErrorCode.CL_ERR_NOT_AUTHORIZED:
+            shipment.said = None  # the services have another secret now: the visor gives a new ticket
+        if mendable or (error.code in _PERHAPS and shipment.refusals <= _REFUSALS):
             if shipment.refusals == 1:
                 logger.warning("events stay in the spool for now: %s", error)
             self._again_at_s[stream] = time.monotonic() + RETRY_S

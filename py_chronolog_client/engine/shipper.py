@@ -170,7 +170,7 @@ class Shipper:
         except ChronoLogError as error:
             self._refuse(shipment, error, final=not isinstance(error, NoKeepersError))
             return
-        shipment.said, shipment.uid = visor, acquired.uid
+        shipment.said, shipment.uid, shipment.ticket = visor, acquired.uid, acquired.ticket
         address = Address(acquired.keeper_host, acquired.keeper_port)
         if shipment.address != address:
             self._take_off(shipment)

@@ -94,7 +94,8 @@ class Deployment:
         directory.mkdir()
         self.tokens = directory / "tokens"
         self.identity = Identity(USER, new_secret())
-        write_tokens(self.tokens, {SERVICE_NAME: new_secret(), USER: self.identity.secret})
+        self.services = Identity(SERVICE_NAME, new_secret())
+        write_tokens(self.tokens, dict([self.services[:2], self.identity[:2]]))
         self.roles: list[Role] = []
         self.visor = self.start("visor", "--grace", GRACE_S)
         self.keepers = [self.start_keeper(number) for number in range(keepers)]

@@ -19,7 +19,7 @@ from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 from tests.support import processes
 
 DEADLINE_S = 20.0
-ALICE, BOB = "alice", "bob"
+ALICE, BOB, CAROL, DAVE = USERS = "alice", "bob", "carol", "dave"
 CHRONICLE, STORY = "c", "s"
 
 T = TypeVar("T")
@@ -102,13 +102,13 @@ class ServiceProcess:
 
 
 class Deployment:
-    """A visor and keepers, restarted in their directories and at their ports, with the tokens of two users."""
+    """A visor and keepers, restarted in their directories and at their ports, with the tokens of some users."""
 
     def __init__(self, directory: pathlib.Path, grace_s: float = 10.0) -> None:
         directory.mkdir(exist_ok=True)
         self.directory = directory
         self.tokens = directory / "tokens"
-        self.secrets = {name: new_secret() for name in (SERVICE_NAME, ALICE, BOB)}
+        self.secrets = {name: new_secret() for name in (SERVICE_NAME, *USERS)}
         write_tokens(self.tokens, self.secrets)
         self.grace_s = grace_s
         self.running: list[ServiceProcess] = []
@@ -141,6 +141,9 @@ class Deployment:
             f"127.0.0.1:{self.visor_port}",
         )
         return self._start("keeper", *arguments, env=env, prefix=prefix)
+
+    def start_player(self) -> ServiceProcess:
+        return self._start("player", "--visor", f"127.0.0.1:{self.visor_port}")
 
     def store(self, node: str = "n0") -> pathlib.Path:
         return self.directory / f"keeper-{node}"
@@ -223,7 +226,7 @@ def open_stream(
     durable: bool = False,
     story: str = STORY,
 ) -> messages.Opened:
-    request = messages.Open(stream, acquired.uid, CHRONICLE, story, client_id, durable)
+    request = messages.Open(stream, acquired.uid, CHRONICLE, story, client_id, durable, acquired.ticket)
     return connection.ask(request, messages.Opened)
 
 

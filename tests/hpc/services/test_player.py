@@ -152,7 +152,8 @@ def require_gapless(pages: Iterator[Page]) -> dict[int, int]:
 
 
 def asking(deployment: Deployment, role: Role) -> RemoteReader:
-    return RemoteReader(lambda: Connection(role.address, deployment.identity, role.role))
+    identity = deployment.services if role.role == "keeper" else deployment.identity
+    return RemoteReader(lambda: Connection(role.address, identity, role.role))
 
 
 def damage(role: Role, client_id: int) -> None:
