@@ -15,10 +15,10 @@ from chronolog_hpc import streams
 from chronolog_hpc.services.lifeline import die_with
 from chronolog_hpc.services.memory import keep_buffers
 from chronolog_hpc.services.server import Server, Service
+from chronolog_hpc.services.tokenfile import TokenFile
 from chronolog_hpc.services.visor import GRACE_S
 from py_chronolog_client.engine.connection import Address
-from py_chronolog_client.errors import ChronoLogError, NotAuthorizedError
-from py_chronolog_client.tokens import read_tokens
+from py_chronolog_client.errors import ChronoLogError
 from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 
 ROLES = ("visor", "keeper", "player")
@@ -63,11 +63,7 @@ def parse_address(text: str) -> Address:
 
 
 async def _serve(args: argparse.Namespace) -> None:
-    tokens = read_tokens(args.tokens)
-    if SERVICE_NAME not in tokens:
-        raise NotAuthorizedError(
-            f"{args.tokens}: there is no line for {SERVICE_NAME!r}, by which services know each other: add one"
-        )
+    tokens = TokenFile(args.tokens)
     server = Server(_service(args, Identity(SERVICE_NAME, tokens[SERVICE_NAME])), tokens)
     address = await server.listen(args.host, args.port)
     print(f"{args.role} listening on {address}", flush=True)  # noqa: T201  whoever started it waits for this line

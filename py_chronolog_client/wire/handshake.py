@@ -115,7 +115,7 @@ class ServiceHandshake:
 
         Args:
             service: what this is: "visor", "keeper", ...
-            tokens: name -> secret.
+            tokens: name -> secret; is asked when the client has said its name.
             binding: what the connection is; both sides see the same.
         """
         self.name: str | None = None
