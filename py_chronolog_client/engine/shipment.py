@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from py_chronolog_client.engine.connection import Address, Connection, readable
+from py_chronolog_client.engine.connection import Address, Connection
 from py_chronolog_client.errors import ChronoLogError, DamageError, ErrorCode, NotConnectedError
 from py_chronolog_client.store.outbox import Outbox
 from py_chronolog_client.wire import messages
@@ -234,7 +234,7 @@ class Link:
     def _listen(self, connection: Connection) -> bool:
         """Hear all that was answered, without waiting."""
         heard = False
-        while readable([connection.fileno()], 0.0):
+        while connection.has_news():
             message, _ = connection.receive()
             self._hear(message)
             heard = True
