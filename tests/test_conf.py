@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from py_chronolog_client import ChronoLogError, ClientPortalServiceConf, ClientQueryServiceConf
-from py_chronolog_client.conf import open_engine
+from py_chronolog_client.conf import open_engine, service_address
 from py_chronolog_client.engine.embedded import EmbeddedEngine
 from py_chronolog_client.errors import InvalidArgumentError, NotConnectedError, StoreError
 
@@ -126,6 +126,20 @@ def test_no_engine_is_an_error_that_says_what_to_do() -> None:
         open_engine(ClientPortalServiceConf("ofi+tcp", "127.0.0.1", 7, 8))
     for part in ("ofi+tcp://127.0.0.1:7", "CHRONOLOG_STORE=DIR", '"file"'):
         assert part in str(caught.value)
+
+
+def test_the_environment_says_where_services_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHRONOLOG_PORTAL", "[::1]:7")
+    monkeypatch.setenv("CHRONOLOG_QUERY", "player.example:8")
+    assert service_address(ClientPortalServiceConf()) == ("::1", 7)
+    assert service_address(ClientQueryServiceConf()) == ("player.example", 8)
+    with pytest.raises(NotConnectedError, match=r"ofi\+sockets://\[::1\]:7"):
+        open_engine(ClientPortalServiceConf())
+    monkeypatch.setenv("CHRONOLOG_PORTAL", "localhost")
+    with pytest.raises(
+        InvalidArgumentError, match=r"CHRONOLOG_PORTAL='localhost' is no address: give HOST:PORT"
+    ):
+        open_engine(ClientPortalServiceConf())
 
 
 def test_a_directory_that_is_no_store(tmp_path: pathlib.Path) -> None:
