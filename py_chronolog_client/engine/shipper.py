@@ -162,6 +162,10 @@ class Shipper:
         )
         try:
             visor = self._connected()
+        except ChronoLogError as error:  # nobody is there, or nobody lets this client in: that may change
+            self._refuse(shipment, error, final=False)
+            return
+        try:
             acquired = visor.ask(request, messages.Acquired, _ANSWER_S)
         except NotConnectedError as error:
             self._lose_visor()
@@ -221,7 +225,7 @@ class Shipper:
                 raise NotConnectedError(f"the visor at {self._address} could not be reached a moment ago")
             try:
                 self._visor = Connection(self._address, self._identity, "visor")
-            except NotConnectedError:
+            except ChronoLogError:
                 self._visor_retry_at_s = time.monotonic() + RETRY_S
                 raise
         return self._visor
