@@ -100,7 +100,7 @@ class Session(asyncio.BufferedProtocol):
         async with self._sending:
             for view in (memoryview(head), *views):
                 for start in range(0, view.nbytes, _UNSENT_BYTES):
-                    if self._gone.is_set():
+                    if self._gone.is_set() or self._leaving or self._transport.is_closing():
                         raise GoneError(f"{self} is gone")
                     piece = view[start : start + _UNSENT_BYTES]
                     self._transport.write(piece if self._channel is None else self._channel.seal(piece))

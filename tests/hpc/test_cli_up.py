@@ -395,7 +395,8 @@ def test_nodes_that_cannot_reach_each_other_are_told_what_to_do(
 def test_every_node_has_a_keeper_and_any_of_them_may_end_the_job(
     two_nodes: Callable[..., subprocess.CompletedProcess[str]], directory: Path
 ) -> None:
-    options = ("--directory", directory, "--host", "10.77.0.1", "--insecure-network", *FREE)
+    certificates.made(directory.parent)
+    options = ("--directory", directory, "--host", "10.77.0.1", "--tls", *FREE)
     with job(lambda: two_nodes(*options), directory) as done:
         run = RunDirectory(directory)
         wait_until(lambda: done.done() or len(run.processes()) == 6)

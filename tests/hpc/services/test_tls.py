@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from chronolog_hpc.services.tls import ServiceTls
+from chronolog_hpc.services.tls import Channel, ServiceTls
 from py_chronolog_client.engine.connection import Address, Connection
 from py_chronolog_client.engine.remote_reader import RemoteReader
 from py_chronolog_client.engine.tls import client_context
@@ -186,6 +186,48 @@ def test_what_a_record_of_tls_holds_beyond_a_message_is_heard(certificate: Certi
         connection.close()
         thread.join(DEADLINE_S)
         assert not thread.is_alive()
+
+
+def test_a_channel_is_fed_byte_by_byte(certificate: Certificate) -> None:
+    """It says as soon as it can what the peer has said, that it has ended, and nothing else."""
+    tls = ServiceTls(certificate.with_key)
+    channel, buffer = Channel(tls), memoryview(bytearray(5))
+    to_client, to_service = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context(certificate.alone).wrap_bio(to_client, to_service)
+    heard, ends = bytearray(), 0
+
+    def pass_on() -> None:
+        nonlocal ends
+        for byte in to_service.read():
+            tls.scratch[0] = byte
+            assert channel.receive(1)
+            while count := channel.read_into(buffer):
+                heard.extend(buffer[:count])
+            ends += count == 0
+        to_client.write(channel.unsent())
+
+    while not channel.is_open:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        pass_on()
+    assert heard == b""
+    for said in (b"a", bytes(40_000), b"the end"):
+        client.write(said)
+        pass_on()
+        assert heard == said
+        heard.clear()
+        answer = bytearray()
+        to_client.write(channel.seal(memoryview(said)))
+        while len(answer) < len(said):
+            answer += client.read(65536)
+        assert answer == said
+    assert ends == 0
+    with pytest.raises(ssl.SSLWantReadError):
+        client.unwrap()
+    pass_on()
+    assert ends == 1
+    to_client.write(channel.goodbye())
+    client.unwrap()
 
 
 # -- who is in the way --
