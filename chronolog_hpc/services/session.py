@@ -186,6 +186,7 @@ class Session(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
+        self._channel = None  # 40 KiB that would wait for the garbage collector
         self._gone.set()
         self._changed.set()
         self._writable.set()

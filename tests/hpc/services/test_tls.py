@@ -260,7 +260,7 @@ def test_a_man_in_the_middle_whom_the_client_trusts(secured: Deployment, other: 
         assert relay.passed_on > 0
     finally:
         relay.close()
-    assert "(unknown): sent away: unknown name or wrong secret" in secured.visor.log
+    until(lambda: "(unknown): sent away: unknown name or wrong secret" in secured.visor.log)
 
 
 @pytest.mark.slow
