@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from chronolog_hpc.cli.outcome import Job
 
 DEFAULT_DIRECTORY = "chronolog_deployment"
-ROLES = ("visor", "keeper", "player")
+ROLES = ("visor", "grapher", "keeper", "player")
 
 _DESCRIPTION = """\
-Start a ChronoLog deployment: a ChronoVisor, a ChronoKeeper and a ChronoPlayer, and look after them until Ctrl-C,
-SIGTERM or "chronolog down". Programs written for ChronoLog use it unchanged; CHRONOLOG_TOKEN_FILE tells them
-DIR/run/tokens. Under mpiexec or srun it spans the nodes of the job: visor and player run on the first
-rank's node, and a keeper on each."""
+Start a ChronoLog deployment: a ChronoVisor, a ChronoGrapher, a ChronoKeeper and a ChronoPlayer, and look after them
+until Ctrl-C, SIGTERM or "chronolog down". Programs written for ChronoLog use it unchanged; CHRONOLOG_TOKEN_FILE tells
+them DIR/run/tokens. Under mpiexec or srun it spans the nodes of the job: visor, grapher and player run on the
+first rank's node, and a keeper on each."""
 
 _EPILOG = """\
 exit codes: 0 ended as asked, 1 failed, 2 cannot be done as asked"""
@@ -71,9 +71,7 @@ def register(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--background", action="store_true", help="return when everything is ready, and leave it running"
     )
-    parser.add_argument(
-        "--role", choices=ROLES, help="run this role only; keeper and player find the visor in DIR"
-    )
+    parser.add_argument("--role", choices=ROLES, help="run this role only; the others find the visor in DIR")
     parser.set_defaults(parser=parser, prepare=prepare)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from chronolog_hpc import streams
 from chronolog_hpc.services.lifeline import die_with
 from chronolog_hpc.services.memory import keep_buffers
+from chronolog_hpc.services.policy import PACE, Pace
 from chronolog_hpc.services.server import Server, Service
 from chronolog_hpc.services.tls import ServiceTls
 from chronolog_hpc.services.tokenfile import TokenFile
@@ -22,12 +23,17 @@ from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.errors import ChronoLogError
 from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 
-ROLES = ("visor", "keeper", "player")
+ROLES = ("visor", "grapher", "keeper", "player")
 USAGE = 2
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a service until it is told to stop; return the exit code."""
+def main(arguments: Sequence[str] | None = None, pace: Pace = PACE) -> int:
+    """Run a service until it is told to stop; return the exit code.
+
+    Args:
+        arguments: in the place of those of the command line.
+        pace: when a keeper hands over, and a grapher merges.
+    """
     parser = _parser()
     args = parser.parse_args(arguments)
     if args.parent is not None:
@@ -44,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        asyncio.run(_serve(args))
+        asyncio.run(_serve(args, pace))
     except (ChronoLogError, OSError) as error:
         streams.complain(f"{parser.prog}: {error}")
         return USAGE
@@ -63,17 +69,17 @@ def parse_address(text: str) -> Address:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-async def _serve(args: argparse.Namespace) -> None:
+async def _serve(args: argparse.Namespace, pace: Pace) -> None:
     tokens = TokenFile(args.tokens)
     tls = None if args.tls is None else ServiceTls(args.tls)
     identity = Identity(SERVICE_NAME, tokens[SERVICE_NAME], "" if tls is None else tls.certificate)
-    server = Server(_service(args, identity), tokens, tls)
+    server = Server(_service(args, identity, pace), tokens, tls)
     address = await server.listen(args.host, args.port)
     print(f"{args.role} listening on {address}", flush=True)  # noqa: T201  whoever started it waits for this line
     await server.run()
 
 
-def _service(args: argparse.Namespace, identity: Identity) -> Service:
+def _service(args: argparse.Namespace, identity: Identity, pace: Pace) -> Service:
     match args.role:
         case "visor":
             from chronolog_hpc.services.visor import Visor
@@ -83,16 +89,22 @@ def _service(args: argparse.Namespace, identity: Identity) -> Service:
             from chronolog_hpc.services.player import Player
 
             return Player(args.node, args.visor, identity)
+        case "grapher":
+            from chronolog_hpc.services.grapher import Grapher
+
+            return Grapher(args.directory, args.node, args.visor, identity, pace)
         case _:
             from chronolog_hpc.services.keeper import Keeper
 
-            return Keeper(args.directory, args.node, args.visor, identity)
+            return Keeper(args.directory, args.node, args.visor, identity, pace)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m chronolog_hpc.services", description="Run one service.")
     parser.add_argument("role", choices=ROLES)
-    parser.add_argument("--directory", type=Path, help="of the store of a visor or keeper; made if missing")
+    parser.add_argument(
+        "--directory", type=Path, help="of the store of a visor, grapher or keeper; made if missing"
+    )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at, by which others reach it (%(default)s)"
     )

@@ -6,9 +6,11 @@ what is known, this is used:
 
     chrono_visor.VisorClientPortalService, or chrono_client's     where the visor listens
     chrono_keeper.KeeperRecordingService                          where the keeper listens
+    chrono_grapher.KeeperGrapherDrainService                      where the grapher listens
     chrono_client.ClientQueryService, or chrono_player.PlaybackQueryService       where the player listens
-    Monitoring.monitor (older files: Logging.log) of visor, keeper and player     level and file of their logs
+    Monitoring.monitor (older files: Logging.log) of these four                   level and file of their logs
     chrono_keeper.Extractors.story_files_dir (older files: chrono_keeper.story_files_dir)      where keepers put stories
+    chrono_grapher.Extractors.story_files_dir                     where the grapher puts them
 
 Services register at the visor's portal, so the other addresses have no meaning here. Any `ofi+...` protocol means
 TCP. The files that ChronoLog ships name directories below /tmp, where everybody could be first: a path counts only
@@ -50,11 +52,12 @@ class Configuration:
 
     portal: Address | None = None
     recording: Address | None = None
+    draining: Address | None = None
     query: Address | None = None
     logs: Mapping[str, Log] = field(default_factory=dict)
     """Role -> its log."""
-    story_files: Path | None = None
-    """Directory of the keepers' stores."""
+    story_files: Mapping[str, Path] = field(default_factory=dict)
+    """Role -> directory of its stores."""
     notes: tuple[str, ...] = ()
     """What somebody who wrote the file should know."""
 
@@ -222,30 +225,40 @@ def _shown(value: object) -> str:
 
 
 def _understood(said: dict[str, Any]) -> Configuration:
-    visor, keeper, player, client = (
-        said.get(f"chrono_{role}", {}) for role in ("visor", "keeper", "player", "client")
+    visor, grapher, keeper, player, client = (
+        said.get(f"chrono_{role}", {}) for role in ("visor", "grapher", "keeper", "player", "client")
     )
     notes = []
     protocols = sorted(_protocols(said) - {"tcp"})
     if protocols:
         notes.append(f"{', '.join(protocols)}: all services of this deployment speak TCP")
-    story_files = keeper.get("Extractors", {}).get("story_files_dir", keeper.get("story_files_dir"))
-    stories = None if story_files is None else _lasting(story_files)
-    if story_files is not None and stories is None:
-        notes.append(
-            f"chrono_keeper's story_files_dir {story_files} is relative or for temporary files: keepers put their stories "
-            "into the deployment's directory"
-        )
+    story_files = {}
+    for role, section in (("keeper", keeper), ("grapher", grapher)):
+        named = section.get("Extractors", {}).get("story_files_dir", section.get("story_files_dir"))
+        path = None if named is None else _lasting(named)
+        if path is not None:
+            story_files[role] = path
+        elif named is not None:
+            notes.append(
+                f"chrono_{role}'s story_files_dir {named} is relative or for temporary files: stories are put into the "
+                "deployment's directory"
+            )
     return Configuration(
         portal=_address(visor, "VisorClientPortalService") or _address(client, "VisorClientPortalService"),
         recording=_address(keeper, "KeeperRecordingService"),
+        draining=_address(grapher, "KeeperGrapherDrainService"),
         query=_address(client, "ClientQueryService") or _address(player, "PlaybackQueryService"),
         logs={
             role: _log(section)
-            for role, section in (("visor", visor), ("keeper", keeper), ("player", player))
+            for role, section in (
+                ("visor", visor),
+                ("grapher", grapher),
+                ("keeper", keeper),
+                ("player", player),
+            )
             if "Monitoring" in section or "Logging" in section
         },
-        story_files=stories,
+        story_files=story_files,
         notes=tuple(notes),
     )
 

@@ -2,9 +2,9 @@
 
     with Deployment(run, roles) as deployment:      # nobody else runs these roles, and their ports are free
         deployment.start(["visor"])
-        deployment.start(["keeper", "player"])      # listen when this returns
+        deployment.start(["grapher", "keeper", "player"])      # listen when this returns
         deployment.watch()                          # until SIGTERM, SIGINT or SIGHUP
-    # the player, the keeper, the visor have ended, in this order
+    # the player, the keeper, the grapher, the visor have ended, in this order
 
 A child that dies is started again at its address, after a pause that grows as long as it dies soon. A second signal
 ends all at once: what is acknowledged is journalled, and nothing more is promised.
@@ -27,16 +27,16 @@ from chronolog_hpc.clientlib import ChronoLogError
 from chronolog_hpc.services.child import Child, Role
 from chronolog_hpc.services.configuration import Configuration, Log
 from chronolog_hpc.services.listening import LOOPBACK, require_free, require_safe, resolve
-from chronolog_hpc.services.rundir import KEEPER, PLAYER, UP, VISOR, Process, RunDirectory
+from chronolog_hpc.services.rundir import GRAPHER, KEEPER, PLAYER, UP, VISOR, Process, RunDirectory
 from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.store import files, owner
 
-ROLES = (VISOR, KEEPER, PLAYER)
+ROLES = (VISOR, GRAPHER, KEEPER, PLAYER)
 """All roles, in the order in which they are started; they are ended in the other."""
 STOP_S = 20.0
 """A child that has not ended so long after it was told to is killed."""
 
-_PORTS = {VISOR: 5555, KEEPER: 0, PLAYER: 5557}
+_PORTS = {VISOR: 5555, GRAPHER: 0, KEEPER: 0, PLAYER: 5557}
 _TICK_S = 0.5
 
 logger = logging.getLogger("chronolog_hpc.deployment")
@@ -70,12 +70,14 @@ def plan(
     """
     node = str(owner.describe_process()["host"]).replace("/", "_")
     addresses = {
-        "visor": configuration.portal,
+        VISOR: configuration.portal,
+        GRAPHER: configuration.draining,
         KEEPER: configuration.recording,
-        "player": configuration.query,
+        PLAYER: configuration.query,
     }
     options = {
         VISOR: "--port",
+        GRAPHER: "chrono_grapher.KeeperGrapherDrainService in the configuration",
         KEEPER: "chrono_keeper.KeeperRecordingService in the configuration",
         PLAYER: "--query-port",
     }
@@ -89,7 +91,7 @@ def plan(
         require_safe(address, is_secured=run.has_tls or insecure_network)
         own = f"{name}-{node}" if name == KEEPER else name
         log = configuration.logs.get(name, Log())
-        stores = configuration.story_files if name == KEEPER else None
+        stores = configuration.story_files.get(name)
         roles.append(
             Role(
                 name,

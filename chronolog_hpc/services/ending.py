@@ -12,8 +12,8 @@ from contextlib import suppress
 
 from chronolog_hpc.services.rundir import UP, Process, RunDirectory, wait_until
 
-END_S = 75.0
-"""Longer than a deployment needs to kill, one after another, three services that do not end."""
+END_S = 95.0
+"""Longer than a deployment needs to kill, one after another, four services that do not end."""
 
 
 def end(run: RunDirectory, timeout_s: float = END_S) -> list[str]:

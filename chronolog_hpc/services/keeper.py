@@ -1,11 +1,11 @@
 """ChronoKeeper: takes in the events of many clients, and answers questions about what it has.
 
-Its store is a directory like any other. Blocks that arrive are checked and written in threads, so that neither a disk
-nor a large block stops the event loop; a session waits for its own block only. A durable stream is answered when a
-sync has brought the block to the device: all blocks of a client that arrive during one sync share the next.
+Blocks that arrive are checked and written in threads, so that neither a disk nor a large block stops the event loop; a
+session waits for its own block only. A durable stream is answered when a sync has brought the block to the device: all
+blocks of a client that arrive during one sync share the next.
 
-A part of an answer is made when the one before the last has gone to the kernel. So a reader that is slow, or never
-reads, costs the memory of two parts, and no thread.
+What a client has finished goes on to the grapher (`handing`). The keeper seals segments for that: it alone knows
+whether a sender is writing to one.
 """
 
 from __future__ import annotations
@@ -15,56 +15,30 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, NamedTuple, TypeVar
 
-from chronolog_hpc.services.questions import Follower, described, scanned, send_all
-from chronolog_hpc.services.registration import Registration
-from chronolog_hpc.services.server import Service
+from chronolog_hpc.services.handing import Handing, Place
+from chronolog_hpc.services.policy import PACE, Pace
+from chronolog_hpc.services.questions import Follower, send_all, unchanged
 from chronolog_hpc.services.session import Body, GoneError, Session
-from chronolog_hpc.services.tenancy import Tenancy
+from chronolog_hpc.services.storing import StoreService
 from chronolog_hpc.services.tickets import Passage, require_ticket
 from py_chronolog_client.engine.connection import Address
-from py_chronolog_client.engine.embedded import EmbeddedEngine
 from py_chronolog_client.errors import (
-    ChronicleExistsError,
     ChronoLogError,
     InvalidArgumentError,
     NotFoundError,
     ProtocolError,
 )
-from py_chronolog_client.store.catalog import Catalog
 from py_chronolog_client.store.intake import Intake
-from py_chronolog_client.store.root import StoreRoot
 from py_chronolog_client.wire import messages
-from py_chronolog_client.wire.failures import failure_of
-from py_chronolog_client.wire.frames import FULL, Limits
+from py_chronolog_client.wire.failures import refusal_of
 from py_chronolog_client.wire.handshake import Identity
-from py_chronolog_client.wire.messages import Message, pack_marks, unpack_marks
+from py_chronolog_client.wire.messages import Message, unpack_marks
 
-UID = "uid"
-"""Name of the attribute under which a keeper keeps a story's uid."""
-
-_QUESTIONS = (messages.TakeSnapshot, messages.ListClients, messages.Scan, messages.Follow)
-"""Of services only: a player asks the visor first whether somebody may read."""
-_WRITERS, _READERS = 8, 8
 _LOOK_S = 1.0
 """So often a follower to whom nothing happens is looked at: he may be gone."""
-
-logger = logging.getLogger("chronolog_hpc.services")
-
-T = TypeVar("T")
-
-
-class _Place(NamedTuple):
-    """Where a client's blocks go: its own segment of one story, also when a later story has the same name."""
-
-    chronicle: str
-    story: str
-    uid: int
-    client_id: int
 
 
 @dataclass(eq=False, slots=True)
@@ -86,59 +60,51 @@ class _Stream:
 
     session: Session
     number: int
-    place: _Place
+    place: Place
     entry: _Entry
     durable: bool
     is_over: bool = False
 
 
-class Keeper(Service):
+class Keeper(StoreService):
     """The keeper of a node."""
 
     role = "keeper"
-    limits: ClassVar[Limits] = FULL
+    is_last = False
 
-    def __init__(self, directory: Path, node: str, visor: Address, identity: Identity) -> None:
-        """Open the store of the keeper, which is made if it is not there.
+    def __init__(
+        self, directory: Path, node: str, visor: Address, identity: Identity, pace: Pace = PACE
+    ) -> None:
+        """Open the store of the keeper, as `StoreService` does.
 
-        Raises:
-            ChronoLogError: the directory cannot be used.
+        Args:
+            directory: of the store.
+            node: name of the machine.
+            visor: where it listens.
+            identity: of the services.
+            pace: when events are handed over.
         """
-        root = StoreRoot.open(directory, create=True)
-        self._tenancy = Tenancy(root)
-        self._engine = EmbeddedEngine(directory)
-        self._catalog = Catalog(root)
-        self._node = node
-        self._visor = visor
-        self._identity = identity
-        self._writers = ThreadPoolExecutor(_WRITERS, "chronolog-intake")
-        self._readers = ThreadPoolExecutor(_READERS, "chronolog-scan")
+        super().__init__(directory, node, visor, identity)
+        self._pace = pace
         self._opening = asyncio.Lock()
-        self._entries: dict[_Place, _Entry] = {}
+        self._entries: dict[Place, _Entry] = {}
         self._streams: dict[Session, dict[int, _Stream]] = {}
         self._followers: dict[Session, Follower] = {}
         self._ears: dict[tuple[str, str], set[asyncio.Event]] = {}
 
     async def started(self, address: Address) -> None:
-        self._loop = asyncio.get_running_loop()
-        register = messages.Register(self.role, self._node, *address)
-        self._registration = Registration(self._visor, self._identity, register, self._drop_when_told)
+        await super().started(address)
+        self._handing = Handing(self._stories, self._visor, self._identity, self._seal_when_told, self._pace)
 
     async def ended(self, session: Session) -> None:
         self._followers.pop(session, None)
         for stream in self._streams.pop(session, {}).values():
             await self._leave(stream)
 
-    async def stopped(self) -> None:
-        self._registration.stop()
-        self._writers.shutdown()
-        self._readers.shutdown(cancel_futures=True)
-        self._engine.close()
-        self._tenancy.end()
+    async def stopping(self) -> None:
+        await asyncio.to_thread(self._handing.stop)
 
     async def answer(self, session: Session, message: Message, body: Body) -> None:
-        if isinstance(message, _QUESTIONS):
-            self.require_service(session, message)
         match message:
             case messages.Block(number):
                 stream = self._streams.get(session, {}).get(number)
@@ -148,17 +114,11 @@ class Keeper(Service):
                     await self._take(stream, body)
             case messages.Open():
                 await self._open(session, message)
-            case messages.TakeSnapshot(chronicle, story):
-                marks = await self._read(lambda: self._engine.snapshot(chronicle, story))
-                await session.send(messages.Marks(pack_marks(marks)))
-            case messages.ListClients():
-                await send_all(session, described(self._engine, message), self._readers)
-            case messages.Scan():
-                await send_all(session, scanned(self._engine, message), self._readers)
             case messages.Follow():
+                self.require_service(session, message)
                 await self._follow(session, message)
             case _:
-                raise self.unknown(message)
+                await super().answer(session, message, body)
 
     # -- taking in --
 
@@ -167,13 +127,13 @@ class Keeper(Service):
         streams = self._streams.setdefault(session, {})
         if (before := streams.pop(message.stream, None)) is not None:
             await self._leave(before)
-        place = _Place(message.chronicle, message.story, message.uid, message.client_id)
+        place = Place(message.chronicle, message.story, message.uid, message.client_id)
         try:
             require_ticket(message.ticket, Passage(session.name, *place), self._identity)
-            entry = await self._enter(place)
+            entry = await self._enter(place, self._made)
         except (ChronoLogError, OSError) as error:
             session.log(logging.WARNING, f"{place} is not opened: {error}")
-            await session.send(_refused(message.stream, error))
+            await session.send(refusal_of(message.stream, error))
             return
         stream = streams[message.stream] = _Stream(session, message.stream, place, entry, message.durable)
         try:
@@ -185,29 +145,29 @@ class Keeper(Service):
             return
         await session.send(messages.Opened(message.stream, sequence, entry.intake.is_empty))
 
-    async def _enter(self, place: _Place) -> _Entry:
-        """Return the one intake of a client, opened if need be."""
+    async def _enter(self, place: Place, directory_of: Callable[[Place], Path]) -> _Entry:
+        """Return the one intake of a client, opened in a directory if need be."""
         async with self._opening:
             entry = self._entries.get(place)
             if entry is None:
                 await self._retire(place.chronicle, place.story, place.uid - 1)
-                intake = await self._write(lambda: self._opened_intake(place))
+                intake = await self._write(
+                    lambda: Intake(self._stories.root, directory_of(place), place.client_id)
+                )
                 entry = self._entries[place] = _Entry(intake)
             entry.streams += 1
             return entry
 
-    def _opened_intake(self, place: _Place) -> Intake:
+    def _made(self, place: Place) -> Path:
+        """Return the directory of a story, which is made if it is not there."""
         if not 0 <= place.client_id < 2**63:
             raise InvalidArgumentError(
                 f"{place.client_id} is no client id: it is not between 0 and 2**63 - 1"
             )
-        self._forget_older(place.chronicle, place.story, place.uid - 1)
-        with contextlib.suppress(ChronicleExistsError):
-            self._catalog.create_chronicle(place.chronicle, {})
-        directory = self._catalog.ensure_story(place.chronicle, place.story, {UID: str(place.uid)})
-        if self._uid(place.chronicle, place.story) != place.uid:
-            raise NotFoundError(f"the story {place.story!r:.200} was destroyed, and made again")
-        return Intake(self._catalog.root, directory, place.client_id)
+        return self._stories.make(place.chronicle, place.story, place.uid, {})
+
+    def _found(self, place: Place) -> Path:
+        return self._stories.find(place.chronicle, place.story, place.uid)
 
     async def _take(self, stream: _Stream, body: Body) -> None:
         """Write a block, and acknowledge it as the stream demands."""
@@ -217,6 +177,7 @@ class Keeper(Service):
         except (ChronoLogError, OSError) as error:
             await self._refuse(stream, error)
             return
+        self._handing.note(stream.place)
         for ear in self._ears.get((stream.place.chronicle, stream.place.story), ()):
             ear.set()
         if not stream.durable:
@@ -252,32 +213,44 @@ class Keeper(Service):
             error = NotFoundError(f"the story {stream.place.story!r:.200} was destroyed")
         stream.session.log(logging.WARNING, f"a block of {stream.place} is refused: {error}")
         with contextlib.suppress(GoneError):
-            await stream.session.send(_refused(stream.number, error))
+            await stream.session.send(refusal_of(stream.number, error))
 
     async def _leave(self, stream: _Stream) -> None:
         """End a stream; its intake is closed with the last one."""
-        entry = stream.entry
-        if entry.syncing is not None:
-            await entry.syncing
+        if stream.entry.syncing is not None:
+            await stream.entry.syncing
+        self._let_go(stream.place, stream.entry)
+
+    def _let_go(self, place: Place, entry: _Entry) -> None:
         entry.streams -= 1
         if not entry.streams:
-            if self._entries.get(stream.place) is entry:
-                del self._entries[stream.place]
+            if self._entries.get(place) is entry:
+                del self._entries[place]
             entry.intake.close()
 
-    async def _write(self, action: Callable[[], T]) -> T:
-        return await self._loop.run_in_executor(self._writers, action)
+    # -- handing over --
+
+    def _seal_when_told(self, place: Place) -> None:
+        """Seal what a client has written so far, in the thread that hands it over.
+
+        Raises:
+            NotFoundError: the story is gone.
+        """
+        asyncio.run_coroutine_threadsafe(self._seal(place), self._loop).result()
+
+    async def _seal(self, place: Place) -> None:
+        entry = await self._enter(place, self._found)
+        try:
+            await self._write(entry.intake.roll)
+        finally:
+            self._let_go(place, entry)
 
     # -- forgetting --
-
-    def _drop_when_told(self, drop: messages.Drop) -> None:
-        """Forget what the visor says, in the thread of the registration."""
-        asyncio.run_coroutine_threadsafe(self._drop(drop), self._loop).result()
 
     async def _drop(self, drop: messages.Drop) -> None:
         async with self._opening:
             await self._retire(drop.chronicle, drop.story, drop.uid)
-            await self._write(lambda: self._forget(drop))
+            await self._write(lambda: self._stories.forget(drop))
 
     async def _retire(self, chronicle: str, story: str, uid: int) -> None:
         """Let nothing more come into a story, or all of a chronicle, with this uid or a lower one."""
@@ -287,33 +260,12 @@ class Keeper(Service):
                 entry.is_retired = True
                 await self._write(entry.intake.close)
 
-    def _forget(self, drop: messages.Drop) -> None:
-        with contextlib.suppress(NotFoundError):
-            for story in [drop.story] if drop.story else self._catalog.stories(drop.chronicle):
-                self._forget_older(drop.chronicle, story, drop.uid)
-
-    def _forget_older(self, chronicle: str, story: str, uid: int) -> None:
-        """Remove a story if it has this uid or a lower one."""
-        with contextlib.suppress(NotFoundError):
-            own = self._uid(chronicle, story)
-            if own is not None and own <= uid:
-                self._catalog.destroy_story(chronicle, story)
-                logger.info("the story %r of %r was destroyed, and is forgotten", story, chronicle)
-
-    def _uid(self, chronicle: str, story: str) -> int | None:
-        """Return the uid of a story, or None where no keeper has made it."""
-        text = self._catalog.story_attributes(chronicle, story).get(UID, "")
-        return int(text) if text.isdecimal() else None
-
     # -- answering --
-
-    async def _read(self, action: Callable[[], T]) -> T:
-        return await self._loop.run_in_executor(self._readers, action)
 
     async def _follow(self, session: Session, question: messages.Follow) -> None:
         """Answer as soon as there is something new; a follower to whom nothing happens costs no thread."""
         cursor = unpack_marks(question.cursor)
-        follower = self._followers.setdefault(session, Follower(self._catalog))
+        follower = self._followers.setdefault(session, Follower(self._stories))
         deadline_s = self._loop.time() + question.timeout_ms / 1000
         story, ear = (question.chronicle, question.story), asyncio.Event()
         self._ears.setdefault(story, set()).add(ear)
@@ -321,8 +273,8 @@ class Keeper(Service):
             while (answer := await self._read(lambda: follower.news(question, cursor))) is None:
                 left_s = deadline_s - self._loop.time()
                 if left_s <= 0 or not session.is_open:
-                    await session.send(messages.Marks(question.cursor))
-                    return
+                    answer = unchanged(question)
+                    break
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(ear.wait(), min(left_s, _LOOK_S))
                 ear.clear()
@@ -331,8 +283,3 @@ class Keeper(Service):
             if not self._ears[story]:
                 del self._ears[story]
         await send_all(session, answer, self._readers)
-
-
-def _refused(stream: int, error: Exception) -> messages.Refused:
-    failure = failure_of(error)
-    return messages.Refused(stream, failure.code, failure.sentence)

@@ -1,21 +1,27 @@
-"""All keepers of a deployment as one reader: each is asked the same question, and their answers are merged.
+"""All keepers of a deployment and its grapher as one reader: each is asked its part of the question.
 
 The visor says which keepers may have events of a story. One of them that knows nothing of the story yet has none. One
 that does not answer makes the question fail, with its name: an answer is never silently less than what there is. Only
 a follower is told what the others have meanwhile: his cursor says what he is still to get.
+
+Events go from keepers to the grapher, so keepers are asked first. Each says where the events of its clients begin in
+its answer, and from then on has open what it needs. What is wanted and lies before that was handed over: that, and
+nothing else, the grapher is asked for. So no event is in two answers, whatever is handed over meanwhile.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import logging
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from typing import Any, NamedTuple, TypeVar
 
+from chronolog_hpc.services.sources import Pages, Source
 from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport, Snapshot
 from py_chronolog_client.engine.connection import Address, Connection, Connections
 from py_chronolog_client.engine.merged import merge_clients, merge_pages, merge_reports, merge_snapshots
@@ -26,7 +32,8 @@ from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 
 T = TypeVar("T")
-Pages = Generator[Page, None, None]
+
+logger = logging.getLogger("chronolog_hpc.services")
 
 
 class News(NamedTuple):
@@ -49,13 +56,13 @@ class News(NamedTuple):
 
 
 class Keepers:
-    """What the keepers know of stories.
+    """What the keepers and the grapher know of stories.
 
     Thread safety: everything.
     """
 
     def __init__(self, visor: Address, identity: Identity) -> None:
-        """Learn from a visor where keepers are.
+        """Learn from a visor where they are.
 
         Args:
             visor: where it listens.
@@ -64,7 +71,7 @@ class Keepers:
         self._identity = identity
         self._asker = SERVICE_NAME
         self._visor = Connections(lambda: self._connect(visor, "visor"))
-        self._readers: dict[Address, RemoteReader] = {}
+        self._readers: dict[tuple[Address, str], RemoteReader] = {}
         self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 
     def on_behalf_of(self, reader: str) -> Keepers:
@@ -73,14 +80,14 @@ class Keepers:
         same._asker = reader
         return same
 
-    def snapshot(self, chronicle: str, story: str) -> Snapshot:
+    def snapshot(self, chronicle: str, story: str, uid: int) -> Snapshot:
         """Return the present high-water mark of every client."""
-        answers = _at_once([keeper.snapshot for keeper in self._located(chronicle, story)])
+        answers = _at_once([keeper.snapshot for keeper in self._located(chronicle, story, uid).keepers])
         return merge_snapshots([answer.result() for answer in answers])
 
-    def clients(self, chronicle: str, story: str) -> dict[int, dict[str, Any]]:
+    def clients(self, chronicle: str, story: str, uid: int) -> dict[int, dict[str, Any]]:
         """Return what each client of a story said of itself."""
-        answers = _at_once([keeper.clients for keeper in self._located(chronicle, story)])
+        answers = _at_once([keeper.clients for keeper in self._located(chronicle, story, uid).keepers])
         return merge_clients([answer.result() for answer in answers])
 
     def scan(
@@ -90,54 +97,86 @@ class Keepers:
         start_ns: int = 0,
         end_ns: int = MAX_TIME_NS,
         *,
+        uid: int,
+        clients: Sequence[int] | None,
+        snapshot: Snapshot | None,
+        since: Snapshot | None,
         timeout_s: float | None = None,
+        aligned: bool,
         report: ScanReport,
-        **options: Any,
+        starts: dict[int, int],
     ) -> Iterator[Page]:
-        """Deliver events as `Engine.scan` does, whose `options` these are."""
+        """Deliver events as `Engine.scan` does."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        keepers = self._located(chronicle, story, deadline_s)
-        reports = [ScanReport() for _ in keepers]
+        located = self._located(chronicle, story, uid, deadline_s)
+        reports = [ScanReport() for _ in located.keepers]
+        begins: dict[int, int] = {}
         scans = [
-            keeper.scan(start_ns, end_ns, report=found, **options)
-            for keeper, found in zip(keepers, reports, strict=True)
+            keeper.scan(
+                start_ns,
+                end_ns,
+                clients=clients,
+                snapshot=snapshot,
+                since=since,
+                aligned=aligned,
+                report=found,
+                starts=begins,
+            )
+            for keeper, found in zip(located.keepers, reports, strict=True)
         ]
-        for page in _merged(scans):
+
+        def handed_over() -> Pages:
+            until = _handed_over(begins, clients, since or {}, snapshot)
+            return located.grapher.handed_over(until, start_ns, end_ns, since or {}, aligned, report)
+
+        for page in _merged(scans, handed_over):
             yield page
             if deadline_s is not None and time.monotonic() > deadline_s:
                 raise ReplayTimeoutError("the replay did not finish before its deadline")
         merge_reports(reports, report)
 
-    def news(self, chronicle: str, story: str, cursor: Snapshot) -> News:
+    def news(self, chronicle: str, story: str, uid: int, cursor: Snapshot) -> News:
         """Return what there is behind a follower's cursor, without waiting."""
         away: list[NotConnectedError | ReplayTimeoutError] = []
-        keepers: list[_Keeper] = []
         try:
-            keepers = self._located(chronicle, story)
+            located = self._located(chronicle, story, uid)
         except NotConnectedError as error:
-            away.append(error)
-        marks: list[dict[int, int]] = [{} for _ in keepers]
-        pages = _merged(
-            [_noting(keeper.follow(cursor, m), away) for keeper, m in zip(keepers, marks, strict=True)]
-        )
-        first = next(pages, None)
-        silent = {keeper.address for keeper in keepers if keeper.is_silent}
+            return News(None, _nothing(), [], error, set())
+        marks: list[dict[int, int]] = [{} for _ in located.keepers]
+        begins: dict[int, int] = {}
+        answers = [
+            _noting(keeper.follow(cursor, own, begins), away)
+            for keeper, own in zip(located.keepers, marks, strict=True)
+        ]
+
+        def handed_over() -> Pages:
+            report = ScanReport()
+            until = _handed_over(begins, None, cursor, None)
+            yield from located.grapher.handed_over(until, 0, MAX_TIME_NS, cursor, False, report)
+            for sentence in (*report.left_out(), *map(str, report.damages)):
+                logger.warning("following: %s", sentence)
+
+        pages = _merged(answers, handed_over)
+        try:
+            first = next(pages, None)
+        except (NotConnectedError, ReplayTimeoutError) as error:
+            return News(None, _nothing(), [], error, set())
+        silent = {keeper.address for keeper in located.keepers if keeper.is_silent}
         return News(first, pages, marks, away[0] if away else None, silent)
 
     def bells(
-        self, chronicle: str, story: str, cursor: Snapshot, timeout_s: float, silent: set[Address]
+        self, chronicle: str, story: str, uid: int, cursor: Snapshot, timeout_s: float, silent: set[Address]
     ) -> list[Connection]:
         """Return connections one of which becomes readable when there is something behind a cursor, or the time is over.
 
         A keeper that is `silent` or away has none. The caller closes them.
         """
-        question = messages.Follow(
-            chronicle, story, messages.pack_marks(cursor), max(1, round(1000 * timeout_s))
-        )
+        marks, timeout_ms = messages.pack_marks(cursor), max(1, round(1000 * timeout_s))
+        question = messages.Follow(chronicle, story, uid, marks, timeout_ms)
         with ExitStack() as stack:
             bells = []
             with suppress(NotConnectedError):
-                for keeper in self._located(chronicle, story):
+                for keeper in self._located(chronicle, story, uid).keepers:
                     if keeper.address in silent:
                         continue
                     with suppress(NotConnectedError):
@@ -158,8 +197,8 @@ class Keepers:
         self._connections.add(connection)
         return connection
 
-    def _located(self, chronicle: str, story: str, deadline_s: float | None = None) -> list[_Keeper]:
-        """Return the keepers that may have events of a story, ready to be asked about it.
+    def _located(self, chronicle: str, story: str, uid: int, deadline_s: float | None = None) -> _Located:
+        """Return who may have events of a story, ready to be asked about it.
 
         Raises:
             NotFoundError: there is no such story.
@@ -169,126 +208,81 @@ class Keepers:
         question = messages.Locate(chronicle, story, self._asker)
         locate = functools.partial(self._visor.ask, question, messages.Located)
         located = locate()
-        return [
-            _Keeper(
-                address,
-                self._reader(address),
-                (chronicle, story),
+        if uid not in (0, located.uid):
+            raise NotFoundError(f"the story {story!r:.200} was destroyed, and made again")
+
+        def source(address: str, service: str) -> Source:
+            where = Address.of(address)
+            reader = self._reader(where, service)
+            return Source(
+                where,
+                f"Chrono{service.capitalize()}",
+                reader,
+                (chronicle, story, located.uid),
                 lambda: locate().uid == located.uid,
                 deadline_s,
             )
-            for address in map(Address.of, located.keepers)
-        ]
 
-    def _reader(self, address: Address) -> RemoteReader:
-        if address not in self._readers:
-            self._readers[address] = RemoteReader(lambda: self._connect(address, "keeper"))
-        return self._readers[address]
+        return _Located(
+            [source(address, "keeper") for address in located.keepers],
+            source(located.grapher or "nowhere:0", "grapher"),
+        )
+
+    def _reader(self, address: Address, service: str) -> RemoteReader:
+        if (address, service) not in self._readers:
+            self._readers[address, service] = RemoteReader(lambda: self._connect(address, service))
+        return self._readers[address, service]
 
 
-class _Keeper:
-    """One keeper that is asked about one story.
+class _Located(NamedTuple):
+    """Who may have events of a story."""
 
-    Attributes:
-        address: where it listens; port 0 if it is away, and its node is all that is known.
-        is_silent: whether it turned out to be away, or never to have heard of the story.
+    keepers: list[Source]
+    grapher: Source
+
+
+def _handed_over(
+    begins: Mapping[int, int], clients: Collection[int] | None, since: Snapshot, snapshot: Snapshot | None
+) -> dict[int, int]:
+    """Return up to where events of each client are wanted that its keeper has handed over.
+
+    Args:
+        begins: where each client begins at its keeper.
+        clients: whose events are wanted; None: everybody's.
+        since: from where on.
+        snapshot: up to where; None: all of them.
     """
-
-    def __init__(
-        self,
-        address: Address,
-        reader: RemoteReader,
-        story: tuple[str, str],
-        is_current: Callable[[], bool],
-        deadline_s: float | None,
-    ) -> None:
-        """Prepare to ask.
-
-        Args:
-            address: as the attribute.
-            reader: asks there.
-            story: names of the chronicle and the story.
-            is_current: tells whether the story is still the one that was meant.
-            deadline_s: by time.monotonic().
-        """
-        self.address = address
-        self._reader = reader
-        self._story = story
-        self._is_current = is_current
-        self._deadline_s = deadline_s
-        self.is_silent = False
-
-    def snapshot(self) -> Snapshot:
-        try:
-            return self._reader.snapshot(*self._story)
-        except (NotFoundError, NotConnectedError) as error:
-            self._require_that_it_has_nothing(error)
-        return {}
-
-    def clients(self) -> dict[int, dict[str, Any]]:
-        try:
-            return self._reader.clients(*self._story)
-        except (NotFoundError, NotConnectedError) as error:
-            self._require_that_it_has_nothing(error)
-        return {}
-
-    def scan(self, start_ns: int, end_ns: int, **options: Any) -> Pages:
-        left_s = None if self._deadline_s is None else self._deadline_s - time.monotonic()
-        return self._pages(self._reader.scan(*self._story, start_ns, end_ns, timeout_s=left_s, **options))
-
-    def follow(self, cursor: Snapshot, marks: dict[int, int]) -> Pages:
-        return self._pages(self._reader.follow_pages(*self._story, cursor, 0.0, marks))
-
-    def _pages(self, pages: Iterator[Page]) -> Pages:
-        has_answered = False
-        try:
-            for page in pages:
-                has_answered = True
-                yield page
-        except (NotFoundError, NotConnectedError) as error:
-            if has_answered and isinstance(error, NotFoundError):
-                raise
-            self._require_that_it_has_nothing(error)
-
-    def _require_that_it_has_nothing(self, error: NotFoundError | NotConnectedError) -> None:
-        """Return if a keeper that answers with this error has nothing of the story.
-
-        Raises:
-            NotFoundError: the story has been destroyed.
-            NotConnectedError: the keeper is away, or does not speak the protocol.
-            ReplayTimeoutError: that took until the deadline.
-        """
-        self.is_silent = True
-        if isinstance(error, NotFoundError):
-            if not self._is_current():
-                raise error
-            return
-        if self._deadline_s is not None and time.monotonic() > self._deadline_s:
-            raise ReplayTimeoutError(f"the ChronoKeeper at {self._name} does not answer in time") from error
-        raise NotConnectedError(
-            f"the ChronoKeeper at {self._name}, which may have events of the story {self._story[1]!r:.200}, is away "
-            f"({error}): start it again, or wait until it is back"
-        ) from error
-
-    @property
-    def _name(self) -> str:
-        return str(self.address) if self.address.port else self.address.host
+    until = {
+        client_id: begin if snapshot is None else min(begin, snapshot.get(client_id, 0))
+        for client_id, begin in begins.items()
+        if clients is None or client_id in clients
+    }
+    return {client_id: mark for client_id, mark in until.items() if mark > since.get(client_id, 0)}
 
 
-def _merged(answers: Sequence[Pages]) -> Pages:
-    """Merge the answers of several keepers, who begin at the same time."""
+def _merged(answers: Sequence[Pages], handed_over: Callable[[], Pages]) -> Pages:
+    """Merge the answers of several keepers, who begin at the same time, and what is asked of the grapher then."""
     with ExitStack() as stack:
         for answer in answers:
             stack.enter_context(closing(answer))
-        firsts = _at_once([functools.partial(next, answer, None) for answer in answers])
-        yield from merge_pages([_resumed(*begun) for begun in zip(firsts, answers, strict=True)])
+        firsts = [
+            begun.result()
+            for begun in _at_once([functools.partial(next, answer, None) for answer in answers])
+        ]
+        rest = stack.enter_context(closing(handed_over()))
+        first = next(rest, None)
+        sources = [*zip(firsts, answers, strict=True), (first, rest)]
+        yield from merge_pages([_resumed(*source) for source in sources if source[0] is not None])
 
 
-def _resumed(first: Future[Page | None], rest: Pages) -> Pages:
-    page = first.result()
-    if page is not None:
-        yield page
-        yield from rest
+def _resumed(first: Page | None, rest: Pages) -> Pages:
+    if first is not None:
+        yield first
+    yield from rest
+
+
+def _nothing() -> Pages:
+    yield from ()
 
 
 def _noting(pages: Pages, away: list[NotConnectedError | ReplayTimeoutError]) -> Pages:

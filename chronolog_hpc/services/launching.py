@@ -1,7 +1,7 @@
 """A whole deployment: on this machine, in the background, or over the nodes of a job.
 
-Under a launcher the first rank of each node has a `Deployment` of its own: on rank 0's node the visor, the player and
-a keeper, elsewhere a keeper. Where the visor listens travels over MPI; everything else is in the deployment's
+Under a launcher the first rank of each node has a `Deployment` of its own: on rank 0's node the visor, the grapher, the
+player and a keeper, elsewhere a keeper. Where the visor listens travels over MPI; everything else is in the deployment's
 directory, which all nodes share. The other ranks sleep until the end. A rank that is told to end tells rank 0, and
 rank 0 all others.
 """
@@ -28,7 +28,7 @@ from chronolog_hpc.services.child import Role
 from chronolog_hpc.services.configuration import Configuration, read_configuration
 from chronolog_hpc.services.deployment import ROLES, Deployment, log_directory, plan
 from chronolog_hpc.services.listening import is_loopback
-from chronolog_hpc.services.rundir import KEEPER, PLAYER, VISOR, RunDirectory, wait_until
+from chronolog_hpc.services.rundir import GRAPHER, KEEPER, PLAYER, VISOR, RunDirectory, wait_until
 from py_chronolog_client.conf import PORTAL_VARIABLE, QUERY_VARIABLE
 from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.store import owner
@@ -38,7 +38,7 @@ from py_chronolog_client.trust import CERTIFICATE_VARIABLE
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_OTHERS = (KEEPER, PLAYER)
+_OTHERS = (GRAPHER, KEEPER, PLAYER)
 _SHARED_S = 60.0
 _TICK_S, _ALONE_TICK_S = 0.1, 0.5
 _READY = b"ready"

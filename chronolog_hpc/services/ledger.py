@@ -1,8 +1,8 @@
 """The ledger: what a visor remembers beside its catalog, also when it is killed.
 
-Who has acquired what, which keeper has whose events, and which keeper has still to forget what. It is a file of record
-blocks (docs/format.md) that is only ever appended to, and written anew, short, when a visor starts. What is noted is
-in memory at once and on the device after `saved`; whatever was noted meanwhile shares one sync.
+Who has acquired what, which keeper has whose events, where the grapher is, and who has still to forget what. It is a
+file of record blocks (docs/format.md) that is only ever appended to, and written anew, short, when a visor starts.
+What is noted is in memory at once and on the device after `saved`; whatever was noted meanwhile shares one sync.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from py_chronolog_client.store.root import StoreRoot
 from py_chronolog_client.store.segment import write_whole
 
 LEDGER = "ledger"
+ARCHIVE = "/grapher"
+"""In the place of a node, for what the grapher has to forget: no host has such a name, and the archive may move."""
 
 _NOBODY = 0
 
@@ -36,7 +38,7 @@ class Story(NamedTuple):
 
 
 class Debt(NamedTuple):
-    """What a keeper has to forget: a story, or all of a chronicle where `name` is empty, up to a uid."""
+    """What a keeper or the grapher has to forget: a story, or all of a chronicle where `name` is empty, up to a uid."""
 
     chronicle: str
     name: str
@@ -58,7 +60,8 @@ class Ledger:
     Attributes:
         holders: story -> the clients that hold it.
         homes: story -> client -> where its events are.
-        debts: node -> what its keeper has to forget.
+        grapher: node of the grapher; "" where there never was one.
+        debts: node -> what its keeper has to forget; `ARCHIVE` -> what the grapher has.
         last_uid: no story has a higher one.
     """
 
@@ -70,6 +73,7 @@ class Ledger:
         """
         self.holders: dict[Story, set[int]] = {}
         self.homes: dict[Story, dict[int, Home]] = {}
+        self.grapher = ""
         self.debts: dict[str, list[Debt]] = {}
         self.last_uid = 0
         self._path = root.path / LEDGER
@@ -94,12 +98,16 @@ class Ledger:
         """A client does not hold a story any more."""
         self._note("released", story, client_id=client_id)
 
+    def note_grapher(self, node: str) -> None:
+        """The grapher is on a node."""
+        self._note("grapher", Story("", ""), node=node)
+
     def note_destroyed(self, story: Story, uid: int) -> None:
         """A story, or all of a chronicle where its name is empty, is destroyed up to a uid."""
         self._note("destroyed", story, uid=uid)
 
     def note_dropped(self, node: str, debt: Debt) -> None:
-        """A keeper has forgotten what it had to."""
+        """A keeper, or the grapher, has forgotten what it had to."""
         self._note("dropped", Story(debt.chronicle, debt.name), node=node, uid=debt.uid)
 
     async def saved(self) -> None:
@@ -139,6 +147,8 @@ class Ledger:
                 self._settle(story, entry)
             case "released":
                 self.holders.get(story, set()).discard(entry["client_id"])
+            case "grapher":
+                self.grapher = entry["node"]
             case "destroyed":
                 self._forget(story, entry["uid"])
             case "owed":
@@ -153,7 +163,7 @@ class Ledger:
         self.homes.setdefault(story, {})[entry["client_id"]] = home
 
     def _forget(self, destroyed: Story, uid: int) -> None:
-        nodes: set[str] = set()
+        nodes = {ARCHIVE} if self.grapher else set()
         for story in (
             [destroyed] if destroyed.name else [s for s in self.homes if s[0] == destroyed.chronicle]
         ):
@@ -179,6 +189,8 @@ class Ledger:
     def _state(self) -> Iterator[dict[str, Any]]:
         """Yield the fewest entries that say what is remembered."""
         yield {"type": "uid", "chronicle": "", "story": "", "uid": self.last_uid}
+        if self.grapher:
+            yield {"type": "grapher", "chronicle": "", "story": "", "node": self.grapher}
         for node, debts in self.debts.items():
             for chronicle, name, uid in debts:
                 yield {"type": "owed", "chronicle": chronicle, "story": name, "node": node, "uid": uid}

@@ -1,8 +1,7 @@
-"""ChronoPlayer: answers questions about stories whose events are on several keepers.
+"""ChronoPlayer: answers questions about stories whose events are on several keepers, and in the grapher's archive.
 
-It keeps nothing: every answer is made of those of the keepers while it is sent. A page is made when the one before it
-has gone to the kernel, and the keepers do the same, so a reader that is slow, or never reads, costs a page of each
-keeper.
+It keeps nothing: every answer is made of those of the others while it is sent. A page is made when the one before it
+has gone to the kernel, and they do the same, so a reader that is slow, or never reads, costs a page of each of them.
 
 A follower waits for the first of several keepers that has something. A question hangs at each of them, and that one
 of them is answered wakes him up. Then all are asked what they have, so that what he gets is in order.
@@ -18,7 +17,7 @@ from itertools import chain
 from typing import TypeVar
 
 from chronolog_hpc.services.keepers import Keepers, News
-from chronolog_hpc.services.questions import Answer, described, packed, scanned, send_all
+from chronolog_hpc.services.questions import Answer, begun, described, packed, scanned, send_all, unchanged
 from chronolog_hpc.services.registration import Registration
 from chronolog_hpc.services.server import Service
 from chronolog_hpc.services.session import Body, Session
@@ -73,8 +72,8 @@ class Player(Service):
     async def answer(self, session: Session, message: Message, body: Body) -> None:
         keepers = self._keepers.on_behalf_of(session.name)
         match message:
-            case messages.TakeSnapshot(chronicle, story):
-                marks = await self._read(lambda: keepers.snapshot(chronicle, story))
+            case messages.TakeSnapshot(chronicle, story, uid):
+                marks = await self._read(lambda: keepers.snapshot(chronicle, story, uid))
                 await session.send(messages.Marks(pack_marks(marks)))
             case messages.ListClients():
                 await send_all(session, described(keepers, message), self._readers)
@@ -90,10 +89,12 @@ class Player(Service):
         cursor = unpack_marks(question.cursor)
         deadline_s = self._loop.time() + question.timeout_ms / 1000
         while True:
-            news = await self._read(lambda: keepers.news(question.chronicle, question.story, cursor))
+            news = await self._read(
+                lambda: keepers.news(question.chronicle, question.story, question.uid, cursor)
+            )
             try:
                 if news.first is not None or news.next_cursor(cursor) != cursor:
-                    await send_all(session, _told(news, cursor), self._readers)
+                    await send_all(session, _told(question, news, cursor), self._readers)
                     return
             finally:
                 await self._read(news.pages.close)
@@ -105,7 +106,7 @@ class Player(Service):
             await self._wait(session, question, keepers, pause_s, news.silent)
         if news.away is not None:
             raise news.away
-        await session.send(messages.Marks(question.cursor))
+        await send_all(session, unchanged(question), self._readers)
 
     async def _wait(
         self,
@@ -116,7 +117,7 @@ class Player(Service):
         silent: set[Address],
     ) -> None:
         """Wait until a keeper has something new; a follower to whom nothing happens costs no thread."""
-        story, cursor = (question.chronicle, question.story), unpack_marks(question.cursor)
+        story, cursor = (question.chronicle, question.story, question.uid), unpack_marks(question.cursor)
         deadline_s = self._loop.time() + timeout_s
         rung = asyncio.Event()
         bells = await self._read(lambda: keepers.bells(*story, cursor, timeout_s, silent))
@@ -135,8 +136,9 @@ class Player(Service):
         return await self._loop.run_in_executor(self._readers, action)
 
 
-def _told(news: News, cursor: Snapshot) -> Iterator[Answer]:
+def _told(question: messages.Follow, news: News, cursor: Snapshot) -> Iterator[Answer]:
     """Answer a follower."""
+    yield from begun(question, {})
     if news.first is not None:
         yield from packed(chain([news.first], news.pages))
     yield messages.Marks(pack_marks(news.next_cursor(cursor))), []

@@ -10,15 +10,16 @@ import asyncio
 import logging
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from itertools import chain
 from typing import Any, Protocol
 
 import msgpack
 
 from chronolog_hpc.services.session import Session
+from chronolog_hpc.services.stories import Stories
 from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport, Snapshot
 from py_chronolog_client.errors import InvalidArgumentError
 from py_chronolog_client.page import MemoryPage, Page
-from py_chronolog_client.store.catalog import Catalog
 from py_chronolog_client.store.storylog import StoryLog
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.messages import Message, pack_marks, unpack_ids, unpack_marks
@@ -34,9 +35,9 @@ logger = logging.getLogger("chronolog_hpc.services")
 
 
 class Reader(Protocol):
-    """Who knows of stories: an engine, or all keepers together. What its methods do is said in `Engine`."""
+    """Who knows of stories: the store of a service, or all keepers together. What its methods do is said in `Engine`."""
 
-    def clients(self, chronicle: str, story: str) -> dict[int, dict[str, Any]]: ...
+    def clients(self, chronicle: str, story: str, uid: int) -> dict[int, dict[str, Any]]: ...
 
     def scan(
         self,
@@ -45,19 +46,22 @@ class Reader(Protocol):
         start_ns: int,
         end_ns: int,
         *,
+        uid: int,
         clients: Sequence[int] | None,
         snapshot: Snapshot | None,
         since: Snapshot | None,
         timeout_s: float | None,
-        verify: bool,
         aligned: bool,
         report: ScanReport,
-    ) -> Iterator[Page]: ...
+        starts: dict[int, int],
+    ) -> Iterator[Page]:
+        """Deliver events, all of them checked; `starts` is filled before the first page."""
+        ...
 
 
 def described(reader: Reader, question: messages.ListClients) -> Iterator[Answer]:
     """Answer what the clients of a story say of themselves."""
-    for client_id, description in reader.clients(question.chronicle, question.story).items():
+    for client_id, description in reader.clients(question.chronicle, question.story, question.uid).items():
         yield messages.Description(client_id), [msgpack.packb(description)]
     yield messages.Done(), []
 
@@ -69,23 +73,40 @@ def scanned(reader: Reader, question: messages.Scan) -> Iterator[Answer]:
             f"no times lie between {question.start_ns} and {question.end_ns} ns: give 0 to 2**64 - 1"
         )
     report = ScanReport()
+    starts: dict[int, int] = {}
     pages = reader.scan(
         question.chronicle,
         question.story,
         question.start_ns,
         question.end_ns,
+        uid=question.uid,
         clients=None if question.every_client else unpack_ids(question.clients),
         snapshot=None if question.until_now else unpack_marks(question.until),
         since=unpack_marks(question.since),
         timeout_s=question.timeout_ms / 1000 or None,
-        verify=True,
         aligned=question.aligned,
         report=report,
+        starts=starts,
     )
-    yield from packed(pages)
+    first = next(pages, None)
+    yield from begun(question, starts)
+    if first is not None:
+        yield from packed(chain([first], pages))
     for damage in report.damages:
         yield messages.Damaged(damage.path, damage.offset, damage.reason), []
     yield messages.ScanEnd(report.missing, report.disbelieved, report.unseen), []
+
+
+def unchanged(question: messages.Follow) -> Iterator[Answer]:
+    """Answer a follower for whom there is nothing new."""
+    yield from begun(question, {})
+    yield messages.Marks(question.cursor), []
+
+
+def begun(question: messages.Scan | messages.Follow, starts: Snapshot) -> Iterator[Answer]:
+    """Begin the answer to a service: where the events of each client begin in it, if not with its first."""
+    if question.uid:
+        yield messages.Starts(pack_marks({client: mark for client, mark in starts.items() if mark})), []
 
 
 async def send_all(session: Session, answers: Iterator[Answer], pool: Executor) -> None:
@@ -114,17 +135,17 @@ async def send_all(session: Session, answers: Iterator[Answer], pool: Executor) 
 class Follower:
     """The story that a session follows, as it was when the session asked last."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
+    def __init__(self, stories: Stories) -> None:
+        self._stories = stories
         self._story: tuple[str, str, int] | None = None
         self._said: set[str] = set()
 
     def news(self, question: messages.Follow, cursor: Snapshot) -> Iterator[Answer] | None:
         """Return the answer to a follower, or None if there is nothing behind his cursor."""
-        created_ns = self._catalog.story_created_ns(question.chronicle, question.story)
-        story = question.chronicle, question.story, created_ns
+        directory = self._stories.find(question.chronicle, question.story, question.uid)
+        story = question.chronicle, question.story, self._stories.uid(question.chronicle, question.story)
         if story != self._story:
-            self._log = StoryLog(self._catalog.story_directory(*story[:2]))
+            self._log = StoryLog(directory)
             self._story = story
         report = ScanReport()
         self._log.refresh(report)
@@ -132,10 +153,11 @@ class Follower:
         self._say(report)
         if all(mark <= cursor.get(client_id, 0) for client_id, mark in marks.items()):
             return None
-        return self._answer(cursor, marks)
+        return self._answer(question, cursor, marks)
 
-    def _answer(self, cursor: Snapshot, marks: Snapshot) -> Iterator[Answer]:
+    def _answer(self, question: messages.Follow, cursor: Snapshot, marks: Snapshot) -> Iterator[Answer]:
         report = ScanReport()
+        yield from begun(question, self._log.starts())
         yield from packed(self._log.pages(0, MAX_TIME_NS, cursor, marks, report, verify=True))
         self._say(report)
         yield messages.Marks(pack_marks({**cursor, **marks})), []

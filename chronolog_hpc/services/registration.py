@@ -1,4 +1,4 @@
-"""A keeper or player makes itself known to its visor, for as long as both live.
+"""A keeper, grapher or player makes itself known to its visor, for as long as both live.
 
 The registration is a connection that stays open. When it ends, for whatever reason, it is made again, for ever: the
 services of a deployment may be started and restarted in any order. Over the same connection the visor says which

@@ -3,7 +3,7 @@
     DIR/run/                        mode 0700: who is in it is in the deployment
         tokens                      made on first use, with the names `service` and the user's
         tls.pem certificate.pem     where there is TLS: a certificate with its key, and without
-        visor.json player.json      who runs, where it listens
+        visor.json grapher.json player.json      who runs, where it listens
         keeper-NODE-PID.json
         up-NODE-PID.json            a `chronolog up`, and which roles it looks after
 
@@ -34,8 +34,8 @@ from py_chronolog_client.wire.handshake import SERVICE_NAME
 
 UP = "up"
 """What a process is that starts others and looks after them."""
-VISOR, KEEPER, PLAYER = "visor", "keeper", "player"
-"""The roles: every node may have one keeper, and the whole deployment one visor and one player."""
+VISOR, GRAPHER, KEEPER, PLAYER = "visor", "grapher", "keeper", "player"
+"""The roles: every node may have one keeper, and the whole deployment one of each other."""
 RUN_DIRECTORY = "run"
 
 _FILE_BYTES = 2**16

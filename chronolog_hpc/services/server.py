@@ -65,7 +65,7 @@ class Service(ABC):
     """A role in a deployment.
 
     Attributes:
-        role: its name on the wire: "visor", "keeper", "player".
+        role: its name on the wire: "visor", "keeper", "grapher", "player".
         limits: how large requests may be.
     """
 

@@ -1,4 +1,4 @@
-"""ChronoVisor: the catalog of a deployment, who holds which story, and where the keepers and players are.
+"""ChronoVisor: the catalog of a deployment, who holds which story, and where keepers, grapher and players are.
 
 Names and attributes are in a store directory like any other, without events; what else has to survive a restart is in
 the ledger beside it.
@@ -7,7 +7,7 @@ An acquisition belongs to the connection over which it was asked for. When that 
 after a grace time, within which a client that has lost its connection, or its visor, acquires again.
 
 A story's uid is the time of its creation there. A keeper that learns of a story with a higher uid forgets the one it
-had under that name. Which keepers have to forget what is remembered until they have said that it is done.
+had under that name. Who has to forget what is remembered until he has said that it is done.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from chronolog_hpc.services.ledger import Debt, Home, Ledger, Story
+from chronolog_hpc.services.ledger import ARCHIVE, Debt, Home, Ledger, Story
 from chronolog_hpc.services.permissions import Permissions, Right, owned
+from chronolog_hpc.services.policy import Policy
 from chronolog_hpc.services.server import Service
 from chronolog_hpc.services.session import Body, GoneError, Session
 from chronolog_hpc.services.tenancy import Tenancy
@@ -50,7 +51,7 @@ _PATIENCE_S = 1.5
 _SETTLING_S = 5.0
 """So long after its start a visor waits for keepers that somebody wants to read from."""
 _NAMES_BYTES = 2**20
-_KEEPER, _PLAYER = "keeper", "player"
+_KEEPER, _GRAPHER, _PLAYER = "keeper", "grapher", "player"
 
 logger = logging.getLogger("chronolog_hpc.services")
 
@@ -64,7 +65,7 @@ class _Hold(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class _Member:
-    """A keeper or player, from its registration to the end of its connection."""
+    """A keeper, grapher or player, from its registration to the end of its connection."""
 
     session: Session
     service: str
@@ -72,6 +73,11 @@ class _Member:
     address: Address
     asked: deque[tuple[Debt, asyncio.Future[None]]] = field(default_factory=deque)
     """What it has to forget; it was told the first."""
+
+    @property
+    def debtor(self) -> str:
+        """Under which name it owes something in the ledger: players never do."""
+        return {_KEEPER: self.node, _GRAPHER: ARCHIVE}.get(self.service, "")
 
 
 class Visor(Service):
@@ -136,6 +142,7 @@ class Visor(Service):
         catalog = self._catalog
         match message:
             case messages.CreateChronicle(chronicle, attributes):
+                Policy.of(attributes)
                 attributes = owned(attributes, session.name)
                 await asyncio.to_thread(catalog.create_chronicle, chronicle, attributes)
                 await session.send(messages.Done())
@@ -206,6 +213,7 @@ class Visor(Service):
         attributes = owned(message.attributes, name)
         self._permissions.require_acquisition(name, message.chronicle, message.story, attributes)
         if not message.uid:
+            Policy.of(attributes)
             self._catalog.ensure_story(message.chronicle, message.story, attributes)
         uid = self._catalog.story_created_ns(message.chronicle, message.story)
         if message.uid not in (0, uid):
@@ -286,7 +294,7 @@ class Visor(Service):
         answers = [
             await self._ask_to_forget(member, debt)
             for member in list(self._member_of.values())
-            if member.service == _KEEPER and debt in self._ledger.debts.get(member.node, [])
+            if debt in self._ledger.debts.get(member.debtor, [])
         ]
         if answers:
             await asyncio.wait(answers, timeout=_PATIENCE_S)
@@ -308,24 +316,26 @@ class Visor(Service):
             except NotFoundError:
                 self._ledger.note_destroyed(story, self._ledger.last_uid)
 
-    # -- keepers and players --
+    # -- keepers, grapher and players --
 
     async def _register(self, session: Session, message: messages.Register) -> None:
-        if message.service not in (_KEEPER, _PLAYER):
+        if message.service not in (_KEEPER, _GRAPHER, _PLAYER):
             raise InvalidArgumentError(
-                f"a {message.service!r:.40} cannot register: only keepers and players do"
+                f"a {message.service!r:.40} cannot register: only keepers, graphers and players do"
             )
         address = Address(message.host, message.port)
         member = _Member(session, message.service, message.node, address)
         self._member_of[session] = member
-        debts = self._ledger.debts.get(member.node, []) if member.service == _KEEPER else []
-        for debt in list(debts):
+        if member.service == _GRAPHER and member.node != self._ledger.grapher:
+            self._ledger.note_grapher(member.node)
+            await self._ledger.saved()
+        for debt in list(self._ledger.debts.get(member.debtor, [])):
             await self._ask_to_forget(member, debt)
         if not member.asked:
             await self._welcome(member)
 
     async def _ask_to_forget(self, member: _Member, debt: Debt) -> asyncio.Future[None]:
-        """Tell a keeper to forget something; return what is done when it has answered."""
+        """Tell a member to forget something; return what is done when it has answered."""
         answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         member.asked.append((debt, answered))
         if len(member.asked) == 1:
@@ -333,17 +343,17 @@ class Visor(Service):
         return answered
 
     async def _ask_next(self, member: _Member) -> None:
-        """Tell a keeper to forget one thing: it is told the next when it has answered."""
+        """Tell a member to forget one thing: it is told the next when it has answered."""
         with suppress(GoneError):  # it is told again when it registers
             await member.session.send(messages.Drop(*member.asked[0][0]))
 
     async def _hear(self, member: _Member, answer: Message) -> None:
-        """Take note of a keeper's answer to the oldest Drop."""
+        """Take note of a member's answer to the oldest Drop."""
         if not member.asked:
             raise self.unknown(answer)
         debt, answered = member.asked.popleft()
         if isinstance(answer, messages.Done):
-            self._ledger.note_dropped(member.node, debt)
+            self._ledger.note_dropped(member.debtor, debt)
             await self._ledger.saved()
         else:
             member.session.log(logging.WARNING, f"has not forgotten {debt.name!r:.200}: {answer}")
@@ -355,7 +365,7 @@ class Visor(Service):
             await self._welcome(member)
 
     async def _welcome(self, member: _Member) -> None:
-        """Let a keeper or player that has nothing more to forget be found."""
+        """Let a member that has nothing more to forget be found."""
         self._members[member.service, member.node] = member
         logger.info("the %s of %s is at %s", member.service, member.node, member.address)
         await member.session.send(messages.Done())
@@ -391,20 +401,29 @@ class Visor(Service):
 
     async def _locate(self, story: Story) -> messages.Located:
         uid = await asyncio.to_thread(self._catalog.story_created_ns, *story)
+        attributes = await asyncio.to_thread(self._attributes, story)
         nodes = sorted({home.node for home in self._ledger.homes.get(story, {}).values()})
+        wanted = [(_KEEPER, node) for node in nodes]
+        if self._ledger.grapher:
+            wanted.append((_GRAPHER, self._ledger.grapher))
         left_s = self._started_s + _SETTLING_S - asyncio.get_running_loop().time()
         if left_s > 0:
             await self._wait_for_members(
-                lambda: all((_KEEPER, node) in self._members for node in nodes), min(left_s, _PATIENCE_S)
+                lambda: all(member in self._members for member in wanted), min(left_s, _PATIENCE_S)
             )
-        members = [self._members.get((_KEEPER, node)) for node in nodes]
-        return messages.Located(
-            uid,
-            [str(m.address if m else Address(node, 0)) for node, m in zip(nodes, members, strict=True)],
-        )
+        found = {service: list[str]() for service in (_KEEPER, _GRAPHER)}
+        for service, node in wanted:
+            member = self._members.get((service, node))
+            found[service].append(str(member.address if member else Address(node, 0)))
+        return messages.Located(uid, found[_KEEPER], "".join(found[_GRAPHER]), attributes)
+
+    def _attributes(self, story: Story) -> dict[str, str]:
+        """Return the attributes of a story, and those of its chronicle that it has not itself."""
+        of_chronicle = self._catalog.chronicle_attributes(story.chronicle)
+        return {**of_chronicle, **self._catalog.story_attributes(*story)}
 
     async def _wait_for_members(self, is_there: Callable[[], bool], timeout_s: float) -> None:
-        """Wait until some keepers are registered, but not for ever."""
+        """Wait until somebody is registered, but not for ever."""
 
         async def wait() -> None:
             async with self._members_changed:

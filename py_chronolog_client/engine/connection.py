@@ -75,7 +75,7 @@ class Connection:
         Args:
             address: where the service listens.
             identity: who this is.
-            service: which one it has to be: "visor", "keeper", "player".
+            service: which one it has to be: "visor", "keeper", "grapher", "player".
             timeout_s: how long all that may take.
 
         Raises:

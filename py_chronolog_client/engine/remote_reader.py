@@ -47,15 +47,15 @@ class RemoteReader:
         """Ask over the connections that `connect` makes."""
         self._connections = Connections(connect)
 
-    def snapshot(self, chronicle: str, story: str) -> Snapshot:
+    def snapshot(self, chronicle: str, story: str, uid: int = 0) -> Snapshot:
         """Return the present high-water mark of every client."""
-        with self._connections.asking(messages.TakeSnapshot(chronicle, story)) as connection:
+        with self._connections.asking(messages.TakeSnapshot(chronicle, story, uid)) as connection:
             return unpack_marks(expect(_answer(connection)[0], messages.Marks).marks)
 
-    def clients(self, chronicle: str, story: str) -> dict[int, dict[str, Any]]:
+    def clients(self, chronicle: str, story: str, uid: int = 0) -> dict[int, dict[str, Any]]:
         """Return what each client of a story said of itself."""
         found = {}
-        with self._connections.asking(messages.ListClients(chronicle, story)) as connection:
+        with self._connections.asking(messages.ListClients(chronicle, story, uid)) as connection:
             while not isinstance((answer := _answer(connection))[0], messages.Done):
                 described = expect(answer[0], messages.Description)
                 found[described.client_id] = _description(answer[1])
@@ -75,11 +75,14 @@ class RemoteReader:
         verify: bool = False,
         aligned: bool = False,
         report: ScanReport | None = None,
+        uid: int = 0,
+        starts: dict[int, int] | None = None,
     ) -> Iterator[Page]:
-        """Deliver events as `Engine.scan` does."""
+        """Deliver events as `Engine.scan` does; where a uid is named, `starts` is filled before the first page."""
         question = messages.Scan(
             chronicle,
             story,
+            uid,
             start_ns,
             end_ns,
             pack_ids(clients or ()),
@@ -95,7 +98,7 @@ class RemoteReader:
         before = len(found.damages)
         with self._connections.asking(question) as connection:
             deadline = None if timeout_s is None else time.monotonic() + timeout_s + _LATE_S
-            answer = _answer(connection, deadline)
+            answer = _begun(connection, deadline, uid, starts)
             while not isinstance(end := answer[0], messages.ScanEnd):
                 if isinstance(answer[0], messages.Damaged):
                     found.damages.append(DamageError(answer[0].path, answer[0].offset, answer[0].reason))
@@ -117,19 +120,44 @@ class RemoteReader:
         return pages, marks
 
     def follow_pages(
-        self, chronicle: str, story: str, cursor: Snapshot, timeout_s: float, marks: dict[int, int]
+        self,
+        chronicle: str,
+        story: str,
+        cursor: Snapshot,
+        timeout_s: float,
+        marks: dict[int, int],
+        *,
+        uid: int = 0,
+        starts: dict[int, int] | None = None,
     ) -> Iterator[Page]:
-        """Deliver what `follow` returns page by page; at the end `marks` is filled with the next cursor."""
-        question = messages.Follow(chronicle, story, pack_marks(cursor), _milliseconds(timeout_s))
+        """Deliver what `follow` returns page by page; at the end `marks` is filled with the next cursor.
+
+        Where a uid is named, `starts` is filled before the first page.
+        """
+        question = messages.Follow(chronicle, story, uid, pack_marks(cursor), _milliseconds(timeout_s))
         with self._connections.asking(question) as connection:
             deadline = time.monotonic() + timeout_s + _LATE_S
-            while isinstance((answer := _answer(connection, deadline))[0], messages.Page):
+            answer = _begun(connection, deadline, uid, starts)
+            while isinstance(answer[0], messages.Page):
                 yield unpack_page(answer[0], answer[1])
+                answer = _answer(connection, deadline)
             marks.update(unpack_marks(expect(answer[0], messages.Marks).marks))
 
     def close(self) -> None:
         """End the idle connections."""
         self._connections.close()
+
+
+def _begun(
+    connection: Connection, deadline: float | None, uid: int, starts: dict[int, int] | None
+) -> tuple[Message, Body]:
+    """Return the first part of an answer, behind the `Starts` of one about a uid."""
+    answer = _answer(connection, deadline)
+    if not uid:
+        return answer
+    assert starts is not None
+    starts.update(unpack_marks(expect(answer[0], messages.Starts).marks))
+    return _answer(connection, deadline)
 
 
 def _answer(connection: Connection, deadline: float | None = None) -> tuple[Message, Body]:

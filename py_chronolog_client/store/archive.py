@@ -2,6 +2,9 @@
 
 Chunks may overlap: two that were made at once may hold the same events. They then hold the same of them, and each
 event is taken from one: of several, from the one that begins earlier, then from the first by name.
+
+What has expired of a client (`retention`) is told by the chunk that says so, whatever older ones hold: they are about to be
+deleted.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ class Archive:
         names: of their files.
         chunks: those that can be believed, sorted by name.
         damages: what is wrong with the others.
-        clients: what is taken from them: client id -> in the order of the sequence numbers.
+        clients: what is taken from them: client id -> in the order of the sequence numbers; first of all what has expired.
+        superseded: names of those of which nothing counts any more.
     """
 
     def __init__(self, directory: Path, names: Iterable[str], known: Archive | None = None) -> None:
@@ -67,6 +71,8 @@ class Archive:
                 report.caught(error)
         self.damages = report.damages
         self.clients = self._by_client()
+        used = {held.chunk for several in self.clients.values() for held in several}
+        self.superseded = [name for name, chunk in self.chunks.items() if chunk not in used]
 
     def _by_client(self) -> dict[int, list[Held]]:
         ranges: dict[int, list[Held]] = {}
@@ -75,11 +81,29 @@ class Archive:
                 ranges.setdefault(client_id, []).append(
                     Held(chunk, client, client.first_sequence, client.end_sequence)
                 )
+        latest_first = sorted(self.chunks.values(), key=_extent_of_expired, reverse=True)
+        said = {chunk: number for number, chunk in enumerate(latest_first)}
         for client_id, several in ranges.items():
-            expected, kept = 0, []
-            for held in sorted(several, key=lambda held: (held.first_sequence, held.end_sequence)):
+            expired = min(
+                (held for held in several if held.client.expired),
+                key=lambda held: said[held.chunk],
+                default=None,
+            )
+            expected, kept = (expired.first_sequence, [expired]) if expired else (0, [])
+            counting = [held for held in several if expired is None or _is_behind(held, expired)]
+            for held in sorted(counting, key=lambda held: (held.first_sequence, held.end_sequence)):
                 first = max(held.first_sequence, expected)
                 kept.append(held._replace(first_sequence=min(first, held.end_sequence)))
                 expected = max(expected, held.end_sequence)
             ranges[client_id] = kept
         return ranges
+
+
+def _extent_of_expired(chunk: Chunk) -> int:
+    """Return a number that rises from each chunk that says what has expired to the next one."""
+    return sum(client.first_sequence + client.segments for client in chunk.clients.values() if client.expired)
+
+
+def _is_behind(held: Held, expired: Held) -> bool:
+    """Tell whether something is not among what has expired."""
+    return not held.client.expired and held.client.segments > expired.client.segments

@@ -57,6 +57,22 @@ def complete_block(descriptor: int, offset: int, client_id: int) -> BlockHeader 
     return header
 
 
+def is_sound(header: BlockHeader, block: bytes | bytearray | memoryview) -> bool:
+    """Tell whether the checksums of a block that was read whole hold."""
+    body = memoryview(block)[HEADER_BYTES:]
+    columns, payload = body[: header.columns_bytes], body[header.columns_bytes :][: header.payload_bytes]
+    return crc32(columns) == header.columns_crc and crc32(payload) == header.payload_crc
+
+
+def whole_block(descriptor: int, offset: int, client_id: int) -> tuple[BlockHeader, bytes] | None:
+    """Read the block at `offset`, or return None where no whole one of this client stands."""
+    header = read_header(descriptor, offset)
+    if header is None or header.client_id != client_id:
+        return None
+    block = read_exactly(descriptor, header.block_bytes, offset)
+    return (header, block) if block is not None and is_sound(header, block) else None
+
+
 def find_header(descriptor: int, start: int, size_bytes: int, client_id: int) -> int | None:
     """Return the offset of the first valid header of a client between `start` and `size_bytes`."""
     for at in range(start, size_bytes, _SEARCH_BYTES):

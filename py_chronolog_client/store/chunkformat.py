@@ -174,6 +174,8 @@ class ChunkClient(NamedTuple):
     segments: int
     records: tuple[tuple[int, bytes], ...]
     runs: tuple[ClockRun, ...]
+    expired: bool = False
+    """Whether the client's events below `first_sequence` are not there any more, and not missing."""
 
     @property
     def end_sequence(self) -> int:
@@ -198,6 +200,7 @@ def pack_clients(clients: list[ChunkClient]) -> bytes:
                 "segments": client.segments,
                 "records": client.records,
                 "clocks": [(*run[:3], run.clock.pack()) for run in client.runs],
+                **({"expired": True} if client.expired else {}),
             }
             for client in clients
         ]
@@ -239,7 +242,8 @@ def _client(fields: dict[str, Any]) -> ChunkClient:
         if len(model) != MODEL_BYTES:
             raise ValueError("a clock model has another size")
         runs.append(ClockRun(first, first_time, last_time, ClockModel.unpack(model)))
-    client = ChunkClient(client_id, first_sequence, count, segments, records, tuple(runs))
+    expired = fields.get("expired", False)
+    client = ChunkClient(client_id, first_sequence, count, segments, records, tuple(runs), expired)
     numbers = [*words, *(record[0] for record in records), *(number for run in runs for number in run[:3])]
     starts = [run.first_sequence for run in runs]
     times = [time for run in runs for time in run[1:3]]
@@ -251,6 +255,7 @@ def _client(fields: dict[str, Any]) -> ChunkClient:
         and starts == sorted(set(starts))
         and (starts[0] == client.first_sequence if client.count else not starts)
         and (not starts or starts[-1] < client.end_sequence)
+        and (expired is False or (expired is True and not client.count))
     )
     if not sound:
         raise ValueError(f"what it says of client {client.client_id!r:.30} contradicts itself")

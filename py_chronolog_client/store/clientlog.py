@@ -3,7 +3,9 @@
 A log is built by hopping from block header to block header, so its cost is the number of blocks, not of
 bytes. `refresh` continues where it stopped. The tail is always read *before* the blocks: an event that leaves
 the tail in between is then found in a block. What chunks hold is given: an event that is in a chunk is not taken from
-a block, and segments for which a chunk stands are not looked at.
+a block, and segments for which a chunk stands are not looked at. Nor are those that a keeper has handed over, or is about
+to: a log that was begun when they were there is of no use any more, because its open files keep their space, so `refresh`
+says that it has to be begun again.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ from py_chronolog_client.store.format import (
     BlockHeader,
     decode_map,
 )
+from py_chronolog_client.store.incoming import FOLLOWS
+from py_chronolog_client.store.records import read_client_record
 from py_chronolog_client.store.stretch import (
     BlockStretch,
     Descriptor,
@@ -90,23 +94,31 @@ class ClientLog:
         self._files: list[_File] = []
         self._held: list[Span] = [span for each in held for span in each.spans()]
         self._first_number = self._next_number = max((each.client.segments for each in held), default=0)
+        self._begins_at: int | None = None
+        self._has_beginning = True
+        self._expired = held[0].first_sequence if held and held[0].client.expired else 0
         self._held_ends = [span.end_sequence for span in self._held]
         self._spans: list[Span] = []
         self._starts: list[int] = []
         self._held_records = [(each.chunk.path, *record) for each in held for record in each.client.records]
         self._is_new = True
 
-    def refresh(self, numbers: Sequence[int], report: ScanReport) -> None:
+    def refresh(self, numbers: Sequence[int], report: ScanReport) -> bool:
         """Learn what the client has written since the last time.
 
         Args:
             numbers: of the segments that there are now, rising.
             report: where to note what is wrong.
+
+        Returns:
+            Whether that is all; otherwise segments have gone, and a new log has to be begun with those there are now.
         """
-        self._read_held_records(report)
         numbers = [number for number in numbers if number >= self._first_number]
+        if not self._begins_as(numbers):
+            return False
+        self._read_held_records(report)
         if self.closing is not None and not self._is_new and not self._came_back(numbers):
-            return
+            return True
         tail: TailStretch | None = None
         tail_end, disbelieved = -1, False
         try:
@@ -117,8 +129,11 @@ class ClientLog:
         if copy is not None:
             tail, tail_end, disbelieved = copy.events, copy.end_sequence, copy.disbelieved
             if copy.unchanged and not disbelieved:
-                return
-        grown = self._open_files(numbers, report)
+                return True
+        known = len(self._files)
+        if not self._open_files(numbers, report):
+            return False
+        grown = len(self._files) > known
         for file in self._files:
             grown = self._read_headers(file, report) or grown
             if not file.offset:
@@ -133,6 +148,34 @@ class ClientLog:
             tail, tail_end = None, -1
         if grown or tail is not None or self._is_new:
             self._arrange(tail, tail_end, report)
+        return True
+
+    def _begins_as(self, numbers: Sequence[int]) -> bool:
+        """Tell whether the first segment that counts is the same as before."""
+        beginning = self._beginning(numbers)
+        if self._begins_at is None:
+            self._begins_at = self._next_number = beginning
+        return beginning == self._begins_at
+
+    def _beginning(self, numbers: Sequence[int]) -> int:
+        """Return the number of the first segment that counts: what is before it is in chunks, or was handed over.
+
+        Args:
+            numbers: of the segments that there are and for which no chunk stands.
+        """
+        first = self._first_number if self._begins_at is None else self._begins_at
+        expected = range(first, first + len(numbers))
+        if not numbers or list(numbers) == list(expected):
+            return first
+        highest_missing = max(set(range(first, numbers[-1])) - set(numbers), default=first - 1)
+        for number in numbers:
+            if number > highest_missing and self._follows(number):
+                return number
+        return first
+
+    def _follows(self, number: int) -> bool:
+        """Tell whether a segment begins behind a sealed one."""
+        return FOLLOWS in (read_client_record(self._path(number), self.client_id) or {})
 
     def _came_back(self, numbers: Sequence[int]) -> bool:
         """Tell whether there is something behind the close record."""
@@ -145,6 +188,16 @@ class ClientLog:
     def first_sequence(self) -> int:
         """Number of the client's first event, as its first record says."""
         return self._first_sequence
+
+    @property
+    def start_sequence(self) -> int:
+        """Number of the first event that is here, if earlier ones may be elsewhere, because they were handed over; else 0."""
+        return 0 if self._has_beginning else self._first_sequence
+
+    @property
+    def next_number(self) -> int:
+        """Number of the client's next segment."""
+        return self._next_number
 
     @property
     def clock_starts(self) -> frozenset[int]:
@@ -228,11 +281,10 @@ class ClientLog:
         return f"{self._base_path}.{number}.log" if number else f"{self._base_path}.log"
 
     def _open_files(self, numbers: Sequence[int], report: ScanReport) -> bool:
-        """Open the segments that are new; say whether there are any. A number that is missing is damage.
+        """Open the segments that are new; say whether all are there that were listed. Another that is missing is damage.
 
         The numbers were listed before the tail was read, so there may be more by now: those of a tail that is as new.
         """
-        before = len(self._files)
         stop = max(numbers, default=-1) + 1
         while True:
             try:
@@ -240,12 +292,14 @@ class ClientLog:
             except FileNotFoundError:
                 if self._next_number >= stop:
                     break
+                if self._next_number in numbers and not os.path.lexists(self._path(self._next_number)):
+                    return False
                 reason = "this segment is missing"
                 report.damages.append(DamageError(self._path(self._next_number), 0, reason))
             except DamageError as error:
                 report.caught(error)
             self._next_number += 1
-        return len(self._files) > before
+        return True
 
     def _read_headers(self, file: _File, report: ScanReport) -> bool:
         """Read the headers behind those already read; say whether there are new blocks."""
@@ -300,7 +354,7 @@ class ClientLog:
         except ValueError as error:
             report.damages.append(DamageError(descriptor.path, offset, f"damaged record block: {error}"))
             return
-        file.unended = file.unended and fields.get("type") not in ("client", "close")
+        file.unended = file.unended and fields.get("type") not in ("client", "close", "roll")
         is_first = file is self._files[0] and not offset and not self._first_number
         try:
             self._learn(fields, header.first_sequence, is_first)
@@ -332,6 +386,7 @@ class ClientLog:
         if fields.get("type") == "client":
             if is_first:
                 self._first_sequence = next_sequence
+                self._has_beginning = FOLLOWS not in fields
             self.description = self.description or fields
             self.closing = None  # the client came back
         elif fields.get("type") == "close":
@@ -367,9 +422,8 @@ class ClientLog:
         if tail is not None and newest_first >= tail.end_sequence:
             tail = None  # it was copied before it rolled: now blocks or chunks have all of it
         spans: list[Span] = []
-        expected = min(
-            self._first_sequence, self._announced, *chosen, *(span.first_sequence for span in self._held)
-        )
+        firsts = [*chosen, *(span.first_sequence for span in self._held)]
+        expected = max(self._expired, min(self._first_sequence, self._announced, *firsts))
         for first, span, block in self._in_order(chosen.values(), tail):
             if first < expected:
                 continue

@@ -1,6 +1,6 @@
-"""Merging the segments of clients that have closed into a chunk, in a store of format 2.
+"""Merging segments that are final into a chunk, in a store of format 2: those of clients that have closed, and sealed ones.
 
-What makes it safe is that nothing changes: a closed segment is never written to again, a name is never used again,
+What makes it safe is that nothing changes: such a segment is never written to again, a name is never used again,
 and a chunk says how many segments of each client it stands for. So the steps are
 
 1. claim `merging`, which keeps others from doing the same work at the same time (`acquisition`);
@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +56,7 @@ class Compaction(NamedTuple):
 
 
 def compact(root: StoreRoot, directory: Path) -> Compaction | None:
-    """Merge the segments of clients that have closed into one chunk; call it again until it returns None.
+    """Merge the segments of clients that have closed, or that are sealed, into one chunk; call it again until it returns None.
 
     Durability: the chunk is on the device before the segments are deleted.
 
@@ -74,6 +74,25 @@ def compact(root: StoreRoot, directory: Path) -> Compaction | None:
         DamageError: the segments have become unreadable meanwhile; nothing was changed.
         NotAuthorizedError: this user may not write to the store.
     """
+    with merging(root, directory) as (claim, number):
+        return _compact(root, directory, claim, number)
+
+
+@contextmanager
+def merging(root: StoreRoot, directory: Path) -> Iterator[tuple[Path, int]]:
+    """Hold the sole right to delete segments and chunks of a story.
+
+    Yields:
+        The file that is the claim, to be touched from time to time; and a descriptor of the directory, through which files
+        are deleted wherever it is by then.
+
+    Raises:
+        InvalidArgumentError: the store has format 1, which knows no chunks.
+        AcquiredError: somebody else has it.
+        NotFoundError: the story is gone, before or within the block.
+        NotAuthorizedError: this user may not write to the store.
+        StoreError: the file system failed, also within the block.
+    """
     if root.format < CHUNK_FORMAT:
         raise InvalidArgumentError(
             f"{root.path}: a store of format {root.format} holds no chunks: make the store with format {CHUNK_FORMAT}"
@@ -83,7 +102,7 @@ def compact(root: StoreRoot, directory: Path) -> Compaction | None:
             with acquisition.claimed(root, directory, 0.0, acquisition.MERGING) as claim:
                 number = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
-                    return _compact(root, directory, claim, number)
+                    yield claim, number
                 finally:
                     os.close(number)
         except FileNotFoundError as error:
@@ -91,10 +110,10 @@ def compact(root: StoreRoot, directory: Path) -> Compaction | None:
 
 
 def _compact(root: StoreRoot, directory: Path, claim: Path, directory_number: int) -> Compaction | None:
-    """Do it, as the holder of the claim. Files are deleted through the directory that was claimed, wherever it is now."""
+    """Do it, as the holder of the claim."""
     archive = Archive(directory, chunk_names(directory))
-    _tidy(directory, archive, directory_number)
-    clients = _closed_clients(directory, archive)
+    tidy(directory, archive, directory_number)
+    clients = _final_clients(directory, archive)
     if not clients:
         return None
     log, report = StoryLog(directory), ScanReport()
@@ -114,12 +133,16 @@ def _compact(root: StoreRoot, directory: Path, claim: Path, directory_number: in
     return Compaction(*written, tuple(clients))
 
 
-def _tidy(directory: Path, archive: Archive, directory_number: int) -> None:
-    """Delete what a predecessor has left."""
-    for name in os.listdir(directory_number):
-        if name.startswith(files.TEMPORARY) and name.endswith(MAKING):
-            with suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=directory_number)
+def tidy(directory: Path, archive: Archive, directory_number: int) -> None:
+    """Delete what a predecessor has left, and whatever does not count any more."""
+    making = [
+        name
+        for name in os.listdir(directory_number)
+        if name.startswith(files.TEMPORARY) and name.endswith(MAKING)
+    ]
+    for name in [*making, *archive.superseded]:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory_number)
     _remove_merged(
         directory,
         {client_id: _merged(several) for client_id, several in archive.clients.items()},
@@ -143,8 +166,8 @@ def _remove_merged(directory: Path, merged: dict[int, int], directory_number: in
                     )
 
 
-def _closed_clients(directory: Path, archive: Archive) -> dict[int, ChunkClient]:
-    """Return what a chunk would hold of clients that have closed."""
+def _final_clients(directory: Path, archive: Archive) -> dict[int, ChunkClient]:
+    """Return what a chunk would hold of clients whose segments are final."""
     segments, tails = acquisition.segments(directory), acquisition.tails(directory)
     clients: dict[int, ChunkClient] = {}
     size_bytes = 0
@@ -153,7 +176,7 @@ def _closed_clients(directory: Path, archive: Archive) -> dict[int, ChunkClient]
         if numbers[-1] < _merged(held) or client_id in tails:
             continue
         try:
-            client = _closed_client(directory, client_id, numbers, held)
+            client = _final_client(directory, client_id, numbers, held)
         except FileNotFoundError:
             continue
         except DamageError as error:
@@ -167,10 +190,10 @@ def _closed_clients(directory: Path, archive: Archive) -> dict[int, ChunkClient]
     return clients
 
 
-def _closed_client(
+def _final_client(
     directory: Path, client_id: int, numbers: Sequence[int], held: Sequence[Held]
 ) -> ChunkClient | None:
-    """Return what a chunk would hold of a client; None if it is not closed.
+    """Return what a chunk would hold of a client; None if it goes on in its last segment.
 
     Raises:
         DamageError: some of it is damaged or missing.
@@ -182,7 +205,7 @@ def _closed_client(
         for number in numbers
         for record in _records(acquisition.segment_path(directory, client_id, number), client_id)
     ]
-    if not records or records[-1][1].get("type") != "close":
+    if not records or records[-1][1].get("type") not in ("close", "roll"):
         return None
     log, report = ClientLog(directory, client_id, held), ScanReport()
     log.refresh(numbers, report)

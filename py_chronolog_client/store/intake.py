@@ -2,10 +2,15 @@
 
 A sender ships blocks in order and may begin again anywhere behind what the intake has; it may have been killed, or an
 answer may have been lost. So the intake takes every event once, by its number, and every record once, by what is in
-it. What it has is told by the segment alone: nothing beside it could be lost or be newer than it.
+it (`incoming`). What it has is told by the segment alone: nothing beside it could be lost or be newer than it.
 
-A block is believed only when all its checksums hold and its columns are what a reader expects: what comes over a
-network is not always what was sent, and not always sent by a friend.
+**Sealing.** `roll` makes what is there final, so that it can be handed over (`handover`), and goes on in another segment
+that says all that has to be known of what was before (`Incoming.beginning`). It is done in this order: the `roll` record
+is the last block of the one segment; what was promised to be on the device is there; the next segment is written, is on
+the device, and then appears. A death between any two steps leaves one segment that goes on behind its last block, or
+two of which the first is sealed. Where there is no room for the next one, a segment that ends with a `roll` record waits
+for it: nothing may be written behind that record, so whatever comes makes the next segment first. Of a client that has
+left there is nothing to be said by a `roll` record. The next segment ends with its goodbye as well, and it comes back there.
 
 While the client has not said goodbye, a tail without events stands beside the segment, as docs/format.md demands it
 of a segment that is still being written. It belongs to nobody, so it keeps nobody from destroying the story: who
@@ -17,25 +22,20 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from py_chronolog_client.clock import ClockModel
 from py_chronolog_client.errors import ClosedError, DamageError, InvalidArgumentError
 from py_chronolog_client.store import acquisition, owner
 from py_chronolog_client.store.blocks import complete_block, find_header, read_exactly, read_header
-from py_chronolog_client.store.crc import crc32
-from py_chronolog_client.store.files import publish_file
+from py_chronolog_client.store.files import publish_file, temporary_beside
 from py_chronolog_client.store.format import (
     ALIGNMENT,
     CHUNK_FORMAT,
     HEADER_BYTES,
-    KIND_EVENTS,
     KIND_RECORD,
-    MAX_RECORD_BYTES,
     TAIL_CLOSED,
     TAIL_HEADER_BYTES,
     TAIL_STATE_OFFSET,
@@ -43,25 +43,17 @@ from py_chronolog_client.store.format import (
     TailHeader,
     TailState,
     decode_map,
+    encode_record,
 )
+from py_chronolog_client.store.handover import Part, parts
+from py_chronolog_client.store.incoming import FOLLOWS, Arrival, Incoming
 from py_chronolog_client.store.root import StoreRoot
 from py_chronolog_client.store.segment import Segment, write_whole
-from py_chronolog_client.store.stretch import are_sound
 
-_LONGEST_RECORD_BYTES = 2**22
-"""Of a record of a client about itself; what it may say of its clock in two months, once a minute."""
 _TAIL_BYTES = TAIL_HEADER_BYTES + 64
 _ZEROS = bytes(2**16)
 
 logger = logging.getLogger("py_chronolog_client")
-
-
-class _Record(NamedTuple):
-    """What tells a record from all others of its client."""
-
-    sequence: int
-    payload_crc: int
-    payload_bytes: int
 
 
 class Intake:
@@ -94,27 +86,35 @@ class Intake:
                 "not allow: give it a directory of its own"
             )
         self.client_id = client_id
-        self.sequence = 0
         self._root = root
         self._path = directory / f"{client_id:016x}.log"
         self._tail_path = self._path.with_suffix(".tail")
-        self._lock, self._syncing = threading.Lock(), threading.Lock()
+        numbers = acquisition.segments(directory).get(client_id)
+        part = parts(directory, client_id, numbers)[-1] if numbers else Part(0, ())
+        self._incoming = Incoming(self._path, client_id, records_from=part.first_sequence)
+        self._lock, self._syncing = threading.RLock(), threading.Lock()
         self._segment: Segment | None = None
         self._offset = self._durable = 0
-        self._remains = False
-        self._records: set[_Record] = set()
-        self._last_time = 0
-        self._closed = True
+        self._remains = self._is_durable = False
         self._given_up = False
         try:
-            self._recover(acquisition.segments(directory).get(client_id, []))
+            self._recover(part.numbers)
         except BaseException:
             self.close()
             raise
 
     @property
+    def sequence(self) -> int:
+        return self._incoming.sequence
+
+    @property
     def is_empty(self) -> bool:
-        return self._segment is None
+        return self._incoming.is_empty
+
+    @property
+    def is_synchronised(self) -> bool:
+        """Whether the client has just said what is known of its clock: the best moment to seal what is there."""
+        return self._incoming.is_synchronised
 
     def append(self, block: bytes | bytearray | memoryview) -> int:
         """Append a block, unless it is there already; return the number behind the last event that is there.
@@ -126,19 +126,41 @@ class Intake:
             InvalidArgumentError: it is no block that follows on what is there.
             OSError: the file system refused it, or (ESTALE) somebody has deleted the segment. It may be tried again.
         """
-        header, fields = self._checked(block)
-        with self._lock:
-            if self._given_up:
-                raise ClosedError(f"{self._path}: the intake was closed")
-            if not self._has(header):
-                if fields is None:
-                    self._require_next(header)
-                else:
-                    self._require_fitting(header, fields)
-                self._put(header, bytes(block) if self._segment is None else block)
-                self._note(header, fields)
-                self._settle_tail()
-            return self.sequence
+        arrival = self._incoming.checked(block)
+        if arrival.fields is not None and (arrival.kind == "roll" or FOLLOWS in arrival.fields):
+            raise self._incoming.refusal("a client says what only its keeper knows")
+        while True:
+            with self._lock:
+                self._require_open()
+                if not self._incoming.is_rolled:
+                    if not self._incoming.has(arrival):
+                        self._incoming.require(arrival)
+                        self._put(arrival)
+                        self._settle_tail()
+                    return self.sequence
+            self.roll()
+
+    def roll(self) -> None:
+        """Seal what is there and go on in another segment, unless there are no events.
+
+        Durability: the other segment is on the device, and what was before as far as it was promised.
+
+        Raises:
+            ClosedError: the intake was closed.
+            OSError: the file system refused it. It may be tried again.
+        """
+        if self._is_durable:
+            self.sync()  # most of it, while blocks can come
+        with self._syncing, self._lock:
+            self._require_open()
+            if not self._incoming.has_events:
+                return
+            if not (self._incoming.is_closed or self._incoming.is_rolled):
+                record = {"type": "roll", "next_sequence": self.sequence}
+                self._put(self._incoming.checked(encode_record(self.client_id, self.sequence, record)))
+            if self._is_durable:
+                self._sync()
+            self._go_on()
 
     def sync(self) -> int:
         """Bring what is there to the device; return the number behind the last event that is on it.
@@ -146,19 +168,9 @@ class Intake:
         Raises:
             OSError: nothing can be promised. It may be tried again: the blocks then go to another segment.
         """
+        self._is_durable = True
         with self._syncing:  # of two syncs at a time only one is told of an error
-            with self._lock:
-                segment, offset, sequence = self._segment, self._offset, self.sequence
-            if segment is None or offset == self._durable:
-                return sequence
-            try:
-                segment.sync(offset)
-            except OSError as error:
-                logger.warning("%s: sync failed (%s), going on in a new segment", segment.path, error)
-                with self._lock:
-                    sequence, offset = self.sequence, self._replace(segment)
-            self._durable = offset
-            return sequence
+            return self._sync()
 
     def close(self) -> None:
         """Let go of the files, when what is being appended is there. Nothing can be appended any more."""
@@ -167,17 +179,21 @@ class Intake:
             if self._segment is not None:
                 self._segment.close()
 
+    def _require_open(self) -> None:
+        if self._given_up:
+            raise ClosedError(f"{self._path}: the intake was closed")
+
     # -- what is there --
 
-    def _recover(self, numbers: list[int]) -> None:
-        """Read the headers of all segments, and be ready to go on behind the last whole block of the last one."""
+    def _recover(self, numbers: Sequence[int]) -> None:
+        """Read the headers of all segments that are not sealed, and be ready to go on behind the last whole block."""
         for number in numbers:
             try:
                 segment = Segment.reopened(self._root, self._path, number, self.client_id)
-            except DamageError:
-                if number or not self._is_worthless():
+            except DamageError as error:
+                if number not in (0, numbers[-1]) or not self._is_worthless(error.path):
                     raise
-                os.unlink(self._path)
+                os.unlink(error.path)
                 continue
             if self._segment is not None:
                 self._segment.close()
@@ -186,9 +202,9 @@ class Intake:
         if self._segment is not None:
             self._settle_tail()
 
-    def _is_worthless(self) -> bool:
+    def _is_worthless(self, path: str) -> bool:
         """Tell whether no block stands behind the damaged first one: a power cut came before the first sync."""
-        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             return find_header(descriptor, ALIGNMENT, os.fstat(descriptor).st_size, self.client_id) is None
         finally:
@@ -215,133 +231,28 @@ class Intake:
         while complete_block(descriptor, found[-1][0], self.client_id) is None:
             found.pop()
         for offset, header in found:
-            fields = None
-            if header.kind == KIND_RECORD:
-                payload = read_exactly(descriptor, header.payload_bytes, offset + HEADER_BYTES)
-                with suppress(ValueError):
-                    fields = decode_map(payload or b"")
-            self._note(header, fields)
+            self._incoming.note(_arrival(descriptor, offset, header))
         offset, header = found[-1]
         self._remains = size_bytes > offset + header.block_bytes
         return offset + header.block_bytes
 
-    def _note(self, header: BlockHeader, fields: dict[str, object] | None) -> None:
-        """Take note of a block that is there."""
-        self.sequence = max(self.sequence, header.end_sequence)
-        if header.kind == KIND_EVENTS:
-            self._last_time = max(self._last_time, header.last_time)
-            self._closed = False
-        elif fields is not None:
-            self._records.add(_record(header))
-            if fields.get("type") in ("client", "close"):
-                self._closed = fields["type"] == "close"
-
-    # -- what may come --
-
-    def _checked(self, block: bytes | bytearray | memoryview) -> tuple[BlockHeader, dict[str, object] | None]:
-        """Return the header of a block, and the fields of a record.
-
-        Raises:
-            InvalidArgumentError: it is none of this client's, or not what was sent.
-        """
-        view = memoryview(block)
-        header = BlockHeader.unpack(view[:HEADER_BYTES])
-        if header is None:
-            raise self._refusal("a block has no valid header")
-        if header.client_id != self.client_id:
-            raise self._refusal(f"a block is client {header.client_id:016x}'s")
-        if len(view) != header.block_bytes:
-            raise self._refusal(f"a block of {header.block_bytes} bytes came with {len(view)}")
-        columns = view[HEADER_BYTES:][: header.columns_bytes]
-        payload = view[HEADER_BYTES + header.columns_bytes :][: header.payload_bytes]
-        if any(view[HEADER_BYTES + header.columns_bytes + header.payload_bytes :]):
-            raise self._refusal(f"the block at event {header.first_sequence} does not end with zeros")
-        if crc32(columns) != header.columns_crc or crc32(payload) != header.payload_crc:
-            raise self._refusal(f"a checksum of the block at event {header.first_sequence} does not hold")
-        if header.kind == KIND_EVENTS:
-            self._check_events(header, columns)
-            return header, None
-        if header.kind != KIND_RECORD or header.count:
-            raise self._refusal(f"a block is of the unknown kind {header.kind}")
-        if header.payload_bytes > _LONGEST_RECORD_BYTES:
-            raise self._refusal(f"a record of {header.payload_bytes} bytes is over {_LONGEST_RECORD_BYTES}")
-        try:
-            fields: dict[str, object] = decode_map(bytes(payload))
-        except ValueError as error:
-            raise self._refusal(f"a record cannot be read: {error}") from None
-        return header, fields
-
-    def _check_events(self, header: BlockHeader, columns: memoryview) -> None:
-        words = np.frombuffer(columns, "<u8")
-        times, ends = words[: header.count], words[header.count :]
-        if not header.count or not are_sound(header, times, ends):
-            raise self._refusal(f"times or ends of the block at event {header.first_sequence} make no sense")
-        longest = max(int(ends[0]) - header.origin, int(np.max(ends[1:] - ends[:-1], initial=0)))
-        if longest > MAX_RECORD_BYTES:
-            raise self._refusal(f"a record of {longest} bytes is over the limit of {MAX_RECORD_BYTES}")
-
-    def _has(self, header: BlockHeader) -> bool:
-        """Tell whether a block is there already."""
-        if self._segment is None:
-            return False
-        if header.kind == KIND_RECORD:
-            return _record(header) in self._records
-        return header.end_sequence <= self.sequence
-
-    def _require_next(self, header: BlockHeader) -> None:
-        """Make sure that an events block follows on what is there."""
-        if self._closed:
-            raise self._refusal("events come before the client's record")
-        if header.first_sequence > self.sequence:
-            raise self._refusal(
-                f"the events {self.sequence} to {header.first_sequence - 1} are missing before a block"
-            )
-        if header.first_sequence < self.sequence:
-            raise self._refusal(
-                f"a block with the events {header.first_sequence} to {header.end_sequence - 1} repeats those "
-                f"below {self.sequence}: send only what follows"
-            )
-        if header.first_time < self._last_time:
-            raise self._refusal(f"the block at event {header.first_sequence} is earlier than the one before")
-
-    def _require_fitting(self, header: BlockHeader, fields: dict[str, object]) -> None:
-        """Make sure that a record may stand behind what is there."""
-        kind, sequence = fields.get("type"), header.first_sequence
-        if kind == "client":
-            if (fields.get("client_id"), fields.get("first_sequence")) != (self.client_id, sequence):
-                raise self._refusal("the client's record names another client or place")
-            if not self._closed:
-                raise self._refusal("the client comes back and has not left")
-            if self._segment is not None and sequence != self.sequence:
-                raise self._refusal(f"the client left before event {self.sequence}, not {sequence}")
-        elif self._closed:
-            raise self._refusal(f"a record {kind!r:.40} comes before the client's")
-        elif sequence > self.sequence or (kind == "close" and sequence != self.sequence):
-            raise self._refusal(
-                f"a record {kind!r:.40} is for the place before event {sequence}, not {self.sequence}"
-            )
-        elif kind == "close" and fields.get("next_sequence") != sequence:
-            raise self._refusal(f"the client's goodbye at event {sequence} names another place")
-
-    def _refusal(self, sentence: str) -> InvalidArgumentError:
-        return InvalidArgumentError(f"{self._path}: {sentence}; nothing of it was taken")
-
     # -- what is written --
 
-    def _put(self, header: BlockHeader, block: bytes | bytearray | memoryview) -> None:
+    def _put(self, arrival: Arrival) -> None:
         """Write a block behind the last one."""
         if self._segment is None:
-            self._segment = Segment(self._root, self._path, bytes(block))
+            self._segment = Segment(self._root, self._path, bytes(arrival.block))
             self._offset = self._segment.start
-            return
-        self._segment.require_name()  # before a tail is made, perhaps in a later story of that name
-        if header.kind == KIND_EVENTS:
-            self._settle_tail()
-        if self._remains:
-            self._clear_remains(self._segment)
-        self._remains = True
-        self._offset += self._segment.write([block], self._offset)
-        self._remains = False
+        else:
+            self._segment.require_name()  # before a tail is made, perhaps in a later story of that name
+            if arrival.fields is None:
+                self._settle_tail()
+            if self._remains:
+                self._clear_remains(self._segment)
+            self._remains = True
+            self._offset += self._segment.write([arrival.block], self._offset)
+            self._remains = False
+        self._incoming.note(arrival)
 
     def _clear_remains(self, segment: Segment) -> None:
         """Write zeros over what an unfinished append has left: a shorter block would not cover it."""
@@ -351,7 +262,7 @@ class Intake:
 
     def _settle_tail(self) -> None:
         """Let a tail stand beside the segment exactly as long as the client has not said goodbye."""
-        if self._closed:
+        if self._incoming.is_closed:
             with suppress(FileNotFoundError):
                 os.unlink(self._tail_path)
         elif not os.path.lexists(self._tail_path):
@@ -364,16 +275,56 @@ class Intake:
                 data[offset : offset + len(part)] = part
             publish_file(self._tail_path, bytes(data), self._root.file_mode)
 
+    def _sync(self) -> int:
+        """Bring what is there to the device, or to another segment if that fails, as the only one."""
+        with self._lock:
+            segment, offset, sequence = self._segment, self._offset, self.sequence
+        if segment is None or offset == self._durable:
+            return sequence
+        try:
+            segment.sync(offset)
+        except OSError as error:
+            logger.warning("%s: sync failed (%s), going on in a new segment", segment.path, error)
+            with self._lock:
+                sequence, offset = self.sequence, self._replace(segment)
+        self._durable = offset
+        return sequence
+
     def _replace(self, segment: Segment) -> int:
         """Go on in a new segment, because a sync of the present one has failed; return how much of it is on the device."""
         successor = segment.successor(self._offset, lambda: True)
         assert successor is not None
-        self._segment, self._offset = successor
-        self._durable, self._remains = 0, False
-        segment.close()
-        self._segment.sync(self._offset)
+        self._go_on_in(*successor)
+        successor[0].sync(self._offset)
         return self._offset
 
+    def _go_on(self) -> None:
+        """Begin a segment behind the present one, which is sealed by that."""
+        assert self._segment is not None
+        number = self._segment.number + 1
+        segment = Segment(self._root, temporary_beside(self._path), self._incoming.beginning())
+        try:
+            segment.sync(segment.start)
+            segment.become(self._path, number)
+        except BaseException:
+            segment.discard()
+            raise
+        self._go_on_in(segment, segment.start)
+        self._incoming.follow()
 
-def _record(header: BlockHeader) -> _Record:
-    return _Record(header.first_sequence, header.payload_crc, header.payload_bytes)
+    def _go_on_in(self, segment: Segment, offset: int) -> None:
+        if self._segment is not None:
+            self._segment.close()
+        self._segment, self._offset = segment, offset
+        self._durable, self._remains = 0, False
+
+
+def _arrival(descriptor: int, offset: int, header: BlockHeader) -> Arrival:
+    """Return a block that is there; of events the header is enough."""
+    if header.kind != KIND_RECORD:
+        return Arrival(header, b"", None)
+    block = read_exactly(descriptor, header.block_bytes, offset) or b""
+    fields = None
+    with suppress(ValueError):
+        fields = decode_map(block[HEADER_BYTES:][: header.payload_bytes])
+    return Arrival(header, block, fields)

@@ -21,8 +21,7 @@ import numpy as np
 
 from py_chronolog_client.errors import DamageError
 from py_chronolog_client.store import acquisition
-from py_chronolog_client.store.blocks import find_header, read_exactly, read_header
-from py_chronolog_client.store.crc import crc32
+from py_chronolog_client.store.blocks import find_header, whole_block
 from py_chronolog_client.store.files import punch_hole
 from py_chronolog_client.store.format import (
     ALIGNMENT,
@@ -149,12 +148,12 @@ class Outbox:
             file = self._open()
             if file is None:
                 return None
-            found = self._whole_block(file)
+            found = whole_block(file.number, self._offset, self.client_id)
             if found is None:
                 size_bytes = os.fstat(file.number).st_size
                 following = find_header(file.number, self._offset + ALIGNMENT, size_bytes, self.client_id)
                 # Where something stands behind it, what was being written a moment ago is whole by now.
-                found = None if following is None else self._whole_block(file)
+                found = None if following is None else whole_block(file.number, self._offset, self.client_id)
             if found is not None:
                 self._offset += found[0].block_bytes
                 self._note(found[0])
@@ -166,14 +165,6 @@ class Outbox:
                 self._sent.clear()
             else:
                 return None
-
-    def _whole_block(self, file: Descriptor) -> tuple[BlockHeader, bytes] | None:
-        """Return the block where the reading stands, or None where there is no whole one."""
-        header = read_header(file.number, self._offset)
-        if header is None or header.client_id != self.client_id:
-            return None
-        block = read_exactly(file.number, header.block_bytes, self._offset)
-        return (header, block) if block is not None and _is_sound(header, block) else None
 
     def _note(self, header: BlockHeader) -> None:
         """Note where a block ends, for `reclaim`; the first of a segment is kept, and a goodbye while it is the last."""
@@ -217,13 +208,6 @@ class Outbox:
 
     def _damage(self, reason: str) -> DamageError:
         return DamageError(self._path(self._number), self._offset, reason)
-
-
-def _is_sound(header: BlockHeader, block: bytes) -> bool:
-    """Tell whether the checksums of a block hold: otherwise it is being written, or written over."""
-    body = memoryview(block)[HEADER_BYTES:]
-    columns, payload = body[: header.columns_bytes], body[header.columns_bytes :][: header.payload_bytes]
-    return crc32(columns) == header.columns_crc and crc32(payload) == header.payload_crc
 
 
 def clients_in(directory: Path) -> list[int]:

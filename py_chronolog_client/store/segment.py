@@ -230,7 +230,7 @@ class Segment:
                 source += len(piece)
                 target += len(piece)
             successor.sync(target)
-            if successor._become(self._first_path, self.number + 1, is_wanted):
+            if successor.become(self._first_path, self.number + 1, is_wanted):
                 return successor, target
         except BaseException:
             successor.discard()
@@ -238,8 +238,22 @@ class Segment:
         successor.discard()
         return None
 
-    def _become(self, first_path: Path, number: int, is_wanted: Callable[[], bool]) -> bool:
-        """Take the first number from `number` on that is free; return False if that is not wanted."""
+    def become(self, first_path: Path, number: int, is_wanted: Callable[[], bool] = lambda: True) -> bool:
+        """Appear, if the file still has a name that readers ignore, as the client's segment with the first free number.
+
+        Durability: the name is on the device after `sync`.
+
+        Args:
+            first_path: name of the client's first segment, `<client>.log`.
+            number: the first number to be tried.
+            is_wanted: tells, at the last moment, whether the caller may still go on in it.
+
+        Returns:
+            Whether it has appeared: not if it was not wanted.
+
+        Raises:
+            OSError: it cannot.
+        """
         making = self.path
         while is_wanted():
             path = _numbered(first_path, number)

@@ -4,6 +4,10 @@ Events move from tails to segments and from segments to chunks, and a reader goe
 reads tails and segments, and *then* looks whether the chunks are still those that it knows. If they are, it has missed
 nothing, because segments are deleted after their chunk has appeared. If not, it begins again with those that are there
 now. What was read before stays valid: it has its files open.
+
+From a keeper events also move away, to the grapher, sealed segment by sealed segment (`handover`). Then a client begins
+here where `starts` says, and what is before that is to be had there: certainly, because it was there before it went. A
+reader that finds that a segment has gone begins again with that client.
 """
 
 from __future__ import annotations
@@ -48,10 +52,11 @@ class StoryLog:
         while True:
             assert self._archive is not None
             found = ScanReport(damages=list(self._archive.damages))
-            self._refresh_clients(self._archive, found, clients)
-            if self._chunk_names() == self._archive.names:
+            is_whole = self._refresh_clients(self._archive, found, clients)
+            if self._chunk_names() != self._archive.names:
+                self._begin_again()
+            elif is_whole:
                 break
-            self._begin_again()
         report.damages += found.damages
         report.missing += found.missing
         report.disbelieved += found.disbelieved
@@ -62,7 +67,9 @@ class StoryLog:
         self._archive = Archive(self._directory, self._chunk_names(), self._archive)
         self.clients = {}
 
-    def _refresh_clients(self, archive: Archive, report: ScanReport, clients: Sequence[int] | None) -> None:
+    def _refresh_clients(self, archive: Archive, report: ScanReport, clients: Sequence[int] | None) -> bool:
+        """Learn what clients have written; say whether all that is there was found."""
+        is_whole = True
         inode, segments = self._segments()
         there = archive.clients.keys() | segments.keys()
         before = len(report.damages)
@@ -70,8 +77,11 @@ class StoryLog:
             if client_id not in self.clients:
                 held = archive.clients.get(client_id, ())
                 self.clients[client_id] = ClientLog(self._directory, client_id, held)
-            self.clients[client_id].refresh(segments.get(client_id, ()), report)
+            if not self.clients[client_id].refresh(segments.get(client_id, ()), report):
+                del self.clients[client_id]
+                is_whole = False
         report.damages[before:] = self._still_damages(archive, report.damages[before:], inode)
+        return is_whole
 
     def _chunk_names(self) -> frozenset[str]:
         try:
@@ -104,6 +114,10 @@ class StoryLog:
         """Return the high-water mark of every client."""
         return {client_id: log.end_sequence for client_id, log in self.clients.items()}
 
+    def starts(self) -> Snapshot:
+        """Return for every client the number of the first event that is here; 0 if none was handed over."""
+        return {client_id: log.start_sequence for client_id, log in self.clients.items()}
+
     def pages(
         self,
         start_ns: int,
@@ -115,13 +129,18 @@ class StoryLog:
         verify: bool = False,
         aligned: bool = False,
     ) -> Iterator[Page]:
-        """Yield the events of `[start_ns, end_ns]` whose sequence numbers are from `since` up to `until` (not included)."""
+        """Yield the events of `[start_ns, end_ns]` whose sequence numbers are from `since` up to `until` (not included).
+
+        What is behind a client's last event and before its mark in `until` is missing; not what is before its start.
+        """
         clients = {number: log.aligned() if aligned else log for number, log in self.clients.items()}
         bounds_ns = start_ns, end_ns
         marks = {
             client_id: (since.get(client_id, 0), until[client_id])
             for client_id in sorted(until.keys() & clients.keys())
         }
+        for client_id, mark in until.items():
+            self._note_absent(client_id, since.get(client_id, 0), mark, report)
         runs: list[list[Item]] = []
         for client_id, own in marks.items():
             log = clients[client_id]
@@ -137,6 +156,14 @@ class StoryLog:
         ]
         runs = [run for run in inside if run]
         yield from merged(runs, clients, report, deadline=deadline, verify=verify, aligned=aligned)
+
+    def _note_absent(self, client_id: int, since: int, until: int, report: ScanReport) -> None:
+        """Count what a client has logged, as somebody knows, and is not here."""
+        first = max(since, self.clients[client_id].end_sequence if client_id in self.clients else 0)
+        if first < until:
+            report.missing += until - first
+            path = acquisition.segment_path(self._directory, client_id, 0)
+            report.damages.append(DamageError(path, 0, f"the events {first} to {until - 1} are missing"))
 
     def _wanted_of_chunks(self, marks: _Ranges) -> Iterator[tuple[Chunk, _Ranges]]:
         """Yield every chunk that holds events between marks, and which these are."""

@@ -55,6 +55,12 @@ def failure_of(error: Exception) -> Failure:
     return Failure(ErrorCode.CL_ERR_UNKNOWN, f"{type(error).__name__} in the service: its log says more")
 
 
+def refusal_of(stream: int, error: Exception) -> Refused:
+    """Return the message that tells a sender of an error on one of its streams."""
+    failure = failure_of(error)
+    return Refused(stream, failure.code, failure.sentence)
+
+
 def error_of(failure: Failure | Refused) -> ChronoLogError:
     """Return the error that a peer has told of."""
     return _ERRORS.get(failure.code, ChronoLogError)(_line(failure.sentence))

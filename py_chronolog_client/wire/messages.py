@@ -215,13 +215,17 @@ class Located(Message):
 
     uid: int
     keepers: list[str]
+    grapher: str
+    """Likewise; "" where the deployment has none."""
+    attributes: dict[str, str]
+    """The story's, and those of its chronicle that it has not itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Register(Message):
-    """Services only: a keeper or player says where it is, for as long as this connection lives.
+    """Services only: a keeper, grapher or player says where it is, for as long as this connection lives.
 
-    Answered with Done; before that the visor may tell a keeper to Drop what was destroyed while it was away.
+    Answered with Done; before that the visor may tell a keeper or grapher to Drop what was destroyed while it was away.
     """
 
     service: str
@@ -230,12 +234,12 @@ class Register(Message):
     port: Port
 
 
-# -- to a keeper --
+# -- to a keeper or grapher --
 
 
 @dataclass(frozen=True, slots=True)
 class Open(Message):
-    """A sender begins to ship a client's events. Answered with Opened."""
+    """A sender begins to ship a client's events, or a keeper a segment of them to a grapher. Answered with Opened."""
 
     stream: int
     """Number by which this connection names it from now on."""
@@ -251,19 +255,29 @@ class Open(Message):
 
 @dataclass(frozen=True, slots=True)
 class Opened(Message):
-    """The keeper has everything below `sequence`; send what follows."""
+    """Everything below `sequence` is there; send what follows."""
 
     stream: int
     sequence: int
     empty: bool
-    """Whether it has not even the client's first record."""
+    """Whether not even the client's first record is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block(Message):
-    """The body is a block as on disk (docs/format.md). Answered with Ack, in order, when it is journalled."""
+    """The body is a block as on disk (docs/format.md).
+
+    A keeper answers with Ack, in order, when it is journalled; a grapher waits for Seal.
+    """
 
     has_body: ClassVar[bool] = True
+    stream: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seal(Message):
+    """A keeper to a grapher: these blocks are a whole segment. Answered with Ack when it is on the device."""
+
     stream: int
 
 
@@ -286,7 +300,10 @@ class Refused(Message):
 
 @dataclass(frozen=True, slots=True)
 class Drop(Message):
-    """The visor to a keeper that registers or has: forget a story, or where `story` is empty all. Answered with Done."""
+    """The visor to a keeper or grapher that registers or has: forget a story, or where `story` is empty all of them.
+
+    Answered with Done.
+    """
 
     chronicle: str
     story: str
@@ -294,7 +311,9 @@ class Drop(Message):
     """A story with a higher one was made later, and stays."""
 
 
-# -- to a keeper or player --
+# -- to a keeper, grapher or player --
+
+# In each of these questions `uid` says which story is meant; 0: whichever has the name.
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +322,7 @@ class TakeSnapshot(Message):
 
     chronicle: str
     story: str
+    uid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +331,7 @@ class ListClients(Message):
 
     chronicle: str
     story: str
+    uid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,10 +344,11 @@ class Description(Message):
 
 @dataclass(frozen=True, slots=True)
 class Scan(Message):
-    """Answered with Page for each page, then ScanEnd."""
+    """Answered with Page for each page, then ScanEnd; where it names a uid, with Starts before."""
 
     chronicle: str
     story: str
+    uid: int
     start_ns: int
     end_ns: int
     clients: bytes
@@ -337,6 +359,13 @@ class Scan(Message):
     timeout_ms: Milliseconds
     verify: bool
     aligned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Starts(Message):
+    """The events of each client below its mark are not in this answer: they were handed over."""
+
+    marks: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,10 +397,11 @@ class ScanEnd(Message):
 
 @dataclass(frozen=True, slots=True)
 class Follow(Message):
-    """Answered with Page for each page, then Marks, the next cursor."""
+    """Answered with Page for each page, then Marks, the next cursor; where it names a uid, with Starts before."""
 
     chronicle: str
     story: str
+    uid: int
     cursor: bytes
     timeout_ms: Milliseconds
 

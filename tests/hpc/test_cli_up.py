@@ -21,7 +21,7 @@ import pytest
 from chronolog_hpc import cli
 from chronolog_hpc.services.configuration import Configuration
 from chronolog_hpc.services.deployment import ROLES, plan
-from chronolog_hpc.services.rundir import KEEPER, PLAYER, VISOR, RunDirectory
+from chronolog_hpc.services.rundir import GRAPHER, KEEPER, PLAYER, VISOR, RunDirectory
 from tests.hpc.services.running import FREE, chronolog, up
 from tests.store.holding import wait_until
 from tests.support import certificates, launch, namespaces, processes
@@ -138,7 +138,13 @@ def test_status_and_down(directory: Path) -> None:
     found = json.loads(told.stdout)
     assert found.keys() == {"directory", "alive", "processes"}
     assert found["alive"] is True
-    assert sorted(process["role"] for process in found["processes"]) == ["keeper", "player", "up", "visor"]
+    assert sorted(process["role"] for process in found["processes"]) == [
+        "grapher",
+        "keeper",
+        "player",
+        "up",
+        "visor",
+    ]
     for process in found["processes"]:
         assert process.keys() == {
             "role", "node", "host", "port", "pid", "alive", "uptime_s", "rss_bytes", "connections", "version",
@@ -155,7 +161,7 @@ def test_status_and_down(directory: Path) -> None:
     assert shown.stdout.splitlines()[0].split() == [
         "role", "node", "address", "pid", "state", "uptime", "memory", "connections",
     ]  # fmt: skip
-    assert shown.stdout.count("alive") == 4
+    assert shown.stdout.count("alive") == 5
 
     run = RunDirectory(directory)
     those = run.processes()
@@ -174,7 +180,7 @@ def test_down_when_something_is_dead_already(directory: Path) -> None:
         started.process.wait()
         wait_until(lambda: started.run.find(VISOR) is None)
         told = json.loads(chronolog("status", "--directory", directory, "--json").stdout)
-        assert [process["alive"] for process in told["processes"]] == [False] * 4
+        assert [process["alive"] for process in told["processes"]] == [False] * 5
         assert told["processes"][0]["rss_bytes"] is None
         done = chronolog("down", "--directory", directory)
         assert (done.returncode, done.stderr) == (0, "")
@@ -309,7 +315,13 @@ def test_under_mpiexec_there_is_one_deployment_and_down_ends_the_job(mpi: Mpi, d
     options = ("up", "--directory", directory, *FREE)
     with job(lambda: mpi(2, "-m", "chronolog_hpc", *options, timeout=60, check=False), directory) as done:
         run = RunDirectory(directory)
-        assert sorted(process.role for process in run.processes()) == ["keeper", "player", "up", "visor"]
+        assert sorted(process.role for process in run.processes()) == [
+            "grapher",
+            "keeper",
+            "player",
+            "up",
+            "visor",
+        ]
         assert chronolog("status", "--directory", directory).returncode == 0
         assert chronolog("down", "--directory", directory).returncode == 0
         told = done.result(60)
@@ -399,10 +411,11 @@ def test_every_node_has_a_keeper_and_any_of_them_may_end_the_job(
     options = ("--directory", directory, "--host", "10.77.0.1", "--tls", *FREE)
     with job(lambda: two_nodes(*options), directory) as done:
         run = RunDirectory(directory)
-        wait_until(lambda: done.done() or len(run.processes()) == 6)
+        wait_until(lambda: done.done() or len(run.processes()) == 7)
         roles = sorted((process.role, process.node) for process in run.processes())
         nodes = ("node0", "node1")
         assert roles == [
+            (GRAPHER, "node0"),
             *((KEEPER, node) for node in nodes), (PLAYER, "node0"), *(("up", node) for node in nodes), (VISOR, "node0"),
         ]  # fmt: skip
         log = directory / "log" / "visor.log"

@@ -26,6 +26,7 @@ TAIL = struct.Struct("<8sIIQQQQQQ16s")
 CHUNK = struct.Struct("<8sIIQQIIIII12s")
 PAGE = struct.Struct("<QQIII3BBIIII")
 EVENTS, RECORD = 1, 2
+OPENED_NS = 5
 MARKER = "ChronoLog store\nformat 1\nbyte-order little\nmode 0600\n"
 
 
@@ -96,7 +97,7 @@ def client_record(client_id: int, first_sequence: int = 0, **more: Any) -> bytes
         "uid": 1000,
         "user": "ada",
         "program": "simulation",
-        "opened_ns": 5,
+        "opened_ns": OPENED_NS,
     }
     return record_block(client_id, first_sequence, {**fields, **more})
 
@@ -111,6 +112,11 @@ def close_record(client_id: int, next_sequence: int, **more: Any) -> bytes:
         "lost": {},
     }
     return record_block(client_id, next_sequence, {**fields, **more})
+
+
+def roll_record(client_id: int, next_sequence: int) -> bytes:
+    """Return the last block of a sealed segment whose client goes on in the next one."""
+    return record_block(client_id, next_sequence, {"type": "roll", "next_sequence": next_sequence})
 
 
 def tail(
@@ -178,6 +184,7 @@ class Merged:
     events: list[tuple[int, bytes]]
     segments: int = 1
     records: list[tuple[int, dict[str, Any]]] = dataclasses.field(default_factory=list)
+    expired: bool = False
 
     def __post_init__(self) -> None:
         """Give a client without records those that it would have."""
@@ -240,6 +247,7 @@ def chunk(clients: Sequence[Merged], *, page_events: int = 3, packed: bool = Fal
             "clocks": [(each.first_sequence, each.events[0][0], each.events[-1][0], SYSTEM_CLOCK)]
             if each.events
             else [],
+            **({"expired": True} if each.expired else {}),
         }
         for each in clients
     ]
@@ -398,7 +406,14 @@ def read_chunk(data: bytes) -> list[Merged]:
     require(index_crc == zlib.crc32(index), "the checksum of the list of pages does not hold")
     listed = msgpack.unpackb(_stored(data[clients_at:index_at], clients_crc, clients_size))
     found = [
-        Merged(fields["client_id"], fields["first_sequence"], [], fields["segments"]) for fields in listed
+        Merged(
+            fields["client_id"],
+            fields["first_sequence"],
+            [],
+            fields["segments"],
+            expired=fields.get("expired", False),
+        )
+        for fields in listed
     ]
     require(
         [each.client_id for each in found] == sorted({each.client_id for each in found}), "order of clients"
@@ -439,6 +454,7 @@ def read_chunk(data: bytes) -> list[Merged]:
     for fields, client in zip(listed, found, strict=True):
         client.records = [(number, msgpack.unpackb(packed)) for number, packed in fields["records"]]
         require(len(client.events) == fields["count"], "another count")
+        require(not (client.expired and client.events), "events of a client that has expired")
         starts = [start for start, *_ in fields["clocks"]]
         require(
             starts == sorted(set(starts)) and starts[:1] == [client.first_sequence][: len(client.events)],
@@ -469,15 +485,19 @@ def read_story(directory: pathlib.Path, boot_id: bytes) -> list[Row]:
         merged = [each for clients in chunks.values() for each in clients if each.client_id == client_id]
         merged.sort(key=lambda each: each.first_sequence)
         number = first_number = max((each.segments for each in merged), default=0)
-        closed, expected = bool(merged), merged[0].first_sequence if merged else 0
+        expired = max((each.first_sequence for each in merged if each.expired), default=0)
+        number = first_number = _behind_sealed(directory, client, first_number)
+        closed, expected = bool(merged), max(expired, merged[0].first_sequence) if merged else 0
         for each in merged:
             for place, event in enumerate(each.events):
-                require(found.setdefault(each.first_sequence + place, event) == event, "two truths")
+                if each.first_sequence + place >= expired:
+                    require(found.setdefault(each.first_sequence + place, event) == event, "two truths")
         while (path := directory / (f"{client}.{number}.log" if number else f"{client}.log")).exists():
             for item in read_segment(path.read_bytes(), client_id):
-                if not number and not item.offset:
+                if number == first_number and not merged and not item.offset:
                     expected = item.first_sequence
-                closed = item.fields.get("type") in ("close", "client") or (closed and item.kind != EVENTS)
+                kind = item.fields.get("type")
+                closed = kind in ("close", "client", "roll") or (closed and item.kind != EVENTS)
                 for place, event in enumerate(
                     zip(item.times, item.records, strict=True) if item.records else ()
                 ):
@@ -497,6 +517,19 @@ def read_story(directory: pathlib.Path, boot_id: bytes) -> list[Row]:
         require(times == sorted(times), "times decrease")
         rows += [(time, client_id, sequence, record) for sequence, (time, record) in found.items()]
     return sorted(rows)
+
+
+def _behind_sealed(directory: pathlib.Path, client: str, first: int) -> int:
+    """Return the number of the first segment that counts; those before `first` are in chunks."""
+    names = [path.name.split(".") for path in directory.glob(f"{client}*.log")]
+    numbers = sorted(int(parts[1]) if len(parts) == 3 else 0 for parts in names)
+    numbers = [number for number in numbers if number >= first]
+    missing = set(range(first, max(numbers, default=first))) - set(numbers)
+    for number in numbers:
+        path = directory / (f"{client}.{number}.log" if number else f"{client}.log")
+        if missing and number > max(missing) and "follows_ns" in read_block(path.read_bytes(), 0)[0].fields:
+            return number
+    return first
 
 
 def read_store(store: pathlib.Path, boot_id: bytes) -> dict[tuple[str, str], list[Row]]:

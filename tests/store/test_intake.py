@@ -289,11 +289,11 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, error: int, *, times: in
     """Let the next calls of a function of the operating system fail; return what tells whether they have."""
     real, left = getattr(os, name), [times]
 
-    def fail(*args: object) -> object:
+    def fail(*args: object, **options: object) -> object:
         if left[0]:
             left[0] -= 1
             raise OSError(error, os.strerror(error))
-        return real(*args)
+        return real(*args, **options)
 
     monkeypatch.setattr(segments.os, name, fail)
     return lambda: not left[0]

@@ -11,12 +11,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import pytest
 
 from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.engine.remote import RemoteEngine
+from py_chronolog_client.errors import ChronoLogError
+from py_chronolog_client.page import Page
 from py_chronolog_client.tokens import new_secret, write_tokens
 from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 from tests.support import processes
@@ -25,19 +28,24 @@ READY_S = 30.0
 USER = "ada"
 GRACE_S = 0.5
 """Who was killed holds his stories for so long."""
+SERVICES, HASTY = "chronolog_hpc.services", "tests.hpc.programs.hasty"
+"""What is run as a service."""
 
 
 class Role:
     """One service, which can be killed and started again at the same address."""
 
-    def __init__(self, role: str, directory: pathlib.Path, tokens: pathlib.Path, *more: object) -> None:
+    def __init__(
+        self, role: str, directory: pathlib.Path, tokens: pathlib.Path, *more: object, module: str = SERVICES
+    ) -> None:
         self.role, self.directory, self.tokens, self.more = role, directory, tokens, more
+        self.module = module
         self.log = directory.parent / f"{directory.name}.log"
         self.address = Address("127.0.0.1", 0)
         self.start()
 
     def start(self) -> None:
-        argv = [sys.executable, "-m", "chronolog_hpc.services", self.role, "--directory", self.directory]
+        argv = [sys.executable, "-m", self.module, self.role, "--directory", self.directory]
         argv += ["--host", "127.0.0.1", "--port", self.address.port, "--tokens", self.tokens, *self.more]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -87,7 +95,7 @@ class Role:
 
 
 class Deployment:
-    """A visor, keepers and a player below a directory."""
+    """A visor, keepers and a player below a directory, and a grapher for which everything is soon due."""
 
     def __init__(
         self,
@@ -95,9 +103,11 @@ class Deployment:
         keepers: int = 1,
         *,
         player: bool = True,
+        grapher: bool = False,
         identity: Identity | None = None,
     ) -> None:
         self.directory = directory
+        self.module = HASTY if grapher else SERVICES
         directory.mkdir()
         self.tokens = directory / "tokens"
         self.identity = identity or Identity(USER, new_secret())
@@ -105,11 +115,12 @@ class Deployment:
         write_tokens(self.tokens, dict([self.services[:2], self.identity[:2]]))
         self.roles: list[Role] = []
         self.visor = self.start("visor", "--grace", GRACE_S)
+        self.grapher = self.start("grapher", *self._visor(), "--node", "n0") if grapher else None
         self.keepers = [self.start_keeper(number) for number in range(keepers)]
         self.player = self.start("player", *self._visor()) if player else None
 
     def start(self, role: str, *more: object, name: str = "") -> Role:
-        started = Role(role, self.directory / (name or role), self.tokens, *more)
+        started = Role(role, self.directory / (name or role), self.tokens, *more, module=self.module)
         self.roles.append(started)
         return started
 
@@ -151,15 +162,54 @@ def deployed(
     monkeypatch: pytest.MonkeyPatch,
     keepers: int = 1,
     identity: Identity | None = None,
+    *,
+    grapher: bool = False,
 ) -> Iterator[Deployment]:
     """Run a deployment, and let the clients of this process find it."""
-    deployment = Deployment(directory, keepers, identity=identity)
+    deployment = Deployment(directory, keepers, grapher=grapher, identity=identity)
     for name, value in deployment.environment().items():
         monkeypatch.setenv(name, value)
     try:
         yield deployment
     finally:
         deployment.stop()
+
+
+@contextlib.contextmanager
+def engine_of(deployment: Deployment) -> Iterator[RemoteEngine]:
+    engine = deployment.engine()
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def require_gapless(pages: Iterable[Page]) -> dict[int, int]:
+    """Make sure that pages are in order and miss nothing before their end; return each client's number of events."""
+    counts: dict[int, int] = {}
+    last = np.zeros((3, 0), np.uint64)
+    for page in pages:
+        events = np.stack([page.times, page.client_ids, page.sequences])
+        joined = np.concatenate([last, events], axis=1)
+        assert np.array_equal(np.lexsort(joined[::-1]), np.arange(joined.shape[1]))
+        last = events[:, -1:]
+        for client_id in np.unique(page.client_ids).tolist():
+            start, sequences = counts.get(client_id, 0), page.sequences[page.client_ids == client_id]
+            counts[client_id] = start + len(sequences)
+            assert np.array_equal(sequences, np.arange(start, counts[client_id])), (
+                client_id,
+                start,
+                sequences,
+            )
+    return counts
+
+
+def answers(question: Callable[[], object]) -> bool:
+    """Return what a question is answered with; false while somebody is away."""
+    try:
+        return bool(question())
+    except ChronoLogError:
+        return False
 
 
 def eventually(holds: object, timeout_s: float = 30.0) -> None:

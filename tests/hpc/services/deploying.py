@@ -146,6 +146,10 @@ class Deployment:
         )
         return self._start("keeper", *arguments, env=env, prefix=prefix)
 
+    def start_grapher(self) -> ServiceProcess:
+        visor = ("--visor", f"127.0.0.1:{self.visor_port}")
+        return self._start("grapher", "--directory", self.directory / "grapher", "--node", "n0", *visor)
+
     def start_player(self) -> ServiceProcess:
         return self._start("player", "--visor", f"127.0.0.1:{self.visor_port}")
 

@@ -99,14 +99,22 @@ def test_a_whole_file(tmp_path: Path) -> None:
     assert read(tmp_path, deployment()) == Configuration(
         portal=Address("127.0.0.2", 5555),
         recording=Address("127.0.0.1", 6666),
+        draining=Address("127.0.0.1", 3333),
         query=Address("127.0.0.1", 5557),
         logs={
             "visor": Log("debug", Path("visor.log")),
             "keeper": Log("warning", Path("/var/log/chronolog/keeper.log")),
+            "grapher": Log("debug", Path("grapher.log")),
             "player": Log("off", None),
         },
-        story_files=Path("/scratch/stories"),
-        notes=("ofi+sockets: all services of this deployment speak TCP",),
+        story_files={"keeper": Path("/scratch/stories")},
+        notes=(
+            "ofi+sockets: all services of this deployment speak TCP",
+            (
+                "chrono_grapher's story_files_dir /tmp/ is relative or for temporary files: stories are put into the "
+                "deployment's directory"
+            ),
+        ),
     )
 
 
@@ -126,7 +134,7 @@ def test_an_older_file(tmp_path: Path) -> None:
     assert found.portal == found.recording == Address("127.0.0.1", 5555)
     assert found.query == Address("127.0.0.1", 2225)
     assert found.logs == {"visor": Log("info", Path("v.txt"))}
-    assert found.story_files is None
+    assert found.story_files == {}
     assert "ofi+sockets" in found.notes[0]
     assert "story_files_dir /tmp/" in found.notes[1]
 
@@ -152,8 +160,9 @@ def test_a_file_of_a_client_and_one_that_says_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_only_lasting_absolute_directories_count(tmp_path: Path, named: str, used: str | None) -> None:
-    found = read(tmp_path, {"chrono_keeper": {"Extractors": {"story_files_dir": named}}})
-    assert found.story_files == (None if used is None else Path(used))
+    for role in ("keeper", "grapher"):
+        found = read(tmp_path, {f"chrono_{role}": {"Extractors": {"story_files_dir": named}}})
+        assert found.story_files == ({} if used is None else {role: Path(used)})
     assert bool(found.notes) == (used is None)
 
 

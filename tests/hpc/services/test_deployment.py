@@ -15,7 +15,7 @@ import pytest
 from chronolog_hpc.clientlib import InvalidArgumentError
 from chronolog_hpc.services.configuration import Configuration, Log
 from chronolog_hpc.services.deployment import ROLES, plan
-from chronolog_hpc.services.rundir import KEEPER, PLAYER, VISOR, Process, RunDirectory
+from chronolog_hpc.services.rundir import GRAPHER, KEEPER, PLAYER, VISOR, Process, RunDirectory
 from py_chronolog_client.engine.connection import Address
 from tests.hpc.services.running import FREE, Up, kill, up
 from tests.store.holding import wait_until
@@ -44,7 +44,7 @@ def test_a_service_that_is_killed_is_started_again_at_its_address(shared: Up, ro
     wait_until(lambda: f"the {role} listens at 127.0.0.1:{after.port} again (pid {after.pid})" in shared.err)
     assert f"the {role} (pid {before.pid}) was ended by SIGKILL; it is started again in" in shared.err
     names = [process.role for process in shared.run.processes()]
-    assert sorted(names) == ["keeper", "player", "up", "visor"]
+    assert sorted(names) == ["grapher", "keeper", "player", "up", "visor"]
 
 
 def test_a_service_that_is_told_to_end_by_somebody_else_is_started_again(shared: Up) -> None:
@@ -186,17 +186,19 @@ NO_PORTS: dict[str, int | None] = {VISOR: None, PLAYER: None}
 
 def test_without_a_word_everything_is_as_chronolog_has_it(run: RunDirectory) -> None:
     node = socket.gethostname()
-    visor, keeper, player = plan(run, ROLES, Configuration(), ports=NO_PORTS)
-    assert [role.address for role in (visor, keeper, player)] == [
+    visor, grapher, keeper, player = plan(run, ROLES, Configuration(), ports=NO_PORTS)
+    assert [role.address for role in (visor, grapher, keeper, player)] == [
         Address("127.0.0.1", 5555),
+        Address("127.0.0.1", 0),
         Address("127.0.0.1", 0),
         Address("127.0.0.1", 5557),
     ]
     assert visor.store == run.deployment / "visor"
+    assert grapher.store == run.deployment / "grapher"
     assert keeper.store == run.deployment / f"keeper-{node}"
     assert keeper.log == run.deployment / "log" / f"keeper-{node}.log"
     assert player.log == run.deployment / "log" / "player.log"
-    assert {role.level for role in (visor, keeper, player)} == {"info"}
+    assert {role.level for role in (visor, grapher, keeper, player)} == {"info"}
 
 
 def test_options_come_before_the_configuration(run: RunDirectory) -> None:
@@ -205,17 +207,20 @@ def test_options_come_before_the_configuration(run: RunDirectory) -> None:
         recording=Address("127.0.0.1", 2),
         query=Address("127.0.0.1", 3),
         logs={VISOR: Log("debug", Path("v.log")), KEEPER: Log("off", Path("/logs/k.log"))},
-        story_files=Path("/scratch"),
+        draining=Address("127.0.0.1", 4),
+        story_files={KEEPER: Path("/scratch"), GRAPHER: Path("/archive")},
     )
-    visor, keeper, player = plan(run, ROLES, said, ports=NO_PORTS)
-    assert [role.address.port for role in (visor, keeper, player)] == [1, 2, 3]
+    visor, grapher, keeper, player = plan(run, ROLES, said, ports=NO_PORTS)
+    assert [role.address.port for role in (visor, grapher, keeper, player)] == [1, 4, 2, 3]
     assert visor.address.host == "127.0.0.1"
     assert (visor.log, visor.level) == (run.deployment / "log" / "v.log", "debug")
     assert (keeper.log, keeper.level) == (Path("/logs/k.log"), "off")
     assert keeper.store.parent == Path("/scratch")
-    visor, keeper, player = plan(run, ROLES, said, host="127.0.0.5", ports={VISOR: 0, PLAYER: 9})
-    assert [role.address for role in (visor, keeper, player)] == [
+    assert grapher.store == Path("/archive/grapher")
+    roles = plan(run, ROLES, said, host="127.0.0.5", ports={VISOR: 0, PLAYER: 9})
+    assert [role.address for role in roles] == [
         Address("127.0.0.5", 0),
+        Address("127.0.0.5", 4),
         Address("127.0.0.5", 2),
         Address("127.0.0.5", 9),
     ]
@@ -227,4 +232,4 @@ def test_an_address_in_the_configuration_is_no_safer_than_one_on_the_command_lin
         InvalidArgumentError, match=r"192\.0\.2\.7 is no loopback address.*--insecure-network"
     ):
         plan(run, ROLES, far, ports=NO_PORTS)
-    assert plan(run, ROLES, far, ports=NO_PORTS, insecure_network=True)[2].address.host == "192.0.2.7"
+    assert plan(run, ROLES, far, ports=NO_PORTS, insecure_network=True)[3].address.host == "192.0.2.7"

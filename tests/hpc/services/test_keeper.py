@@ -389,3 +389,32 @@ def test_two_deployments_side_by_side(tmp_path: pathlib.Path) -> None:
             str(other.visor.address),
         )
         until(lambda: "wrong secret" in lost.log)
+
+
+def test_whoever_names_a_uid_is_told_of_that_story_and_where_its_clients_begin(
+    deployment: Deployment,
+) -> None:
+    client = Client(5, 5, 10)
+    stream, acquired = new_stream(deployment, "named", 5)
+    for block in client.blocks_from(0, has_client=False):
+        ship(stream, 1, block)
+    reader, end = reader_of(deployment), len(client.events)
+    for uid in (0, acquired.uid):
+        starts: dict[int, int] = {}
+        marks: dict[int, int] = {}
+        assert reader.snapshot(CHRONICLE, "named", uid) == {5: end}
+        assert list(reader.clients(CHRONICLE, "named", uid)) == [5]
+        assert rows_of(reader.scan(CHRONICLE, "named", uid=uid, starts=starts)) == client.rows
+        pages = reader.follow_pages(CHRONICLE, "named", {}, 0.0, marks, uid=uid, starts=starts)
+        assert (rows_of(pages), marks) == (client.rows, {5: end})
+        assert starts == {}, "nothing was handed over"
+        assert list(reader.follow_pages(CHRONICLE, "named", marks, 0.0, {}, uid=uid, starts={})) == []
+    other = acquired.uid + 1
+    for question in (
+        lambda: reader.snapshot(CHRONICLE, "named", other),
+        lambda: reader.clients(CHRONICLE, "named", other),
+        lambda: list(reader.scan(CHRONICLE, "named", uid=other, starts={})),
+        lambda: list(reader.follow_pages(CHRONICLE, "named", {}, 0.0, {}, uid=other, starts={})),
+    ):
+        with pytest.raises(NotFoundError):
+            question()

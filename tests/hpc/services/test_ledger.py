@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from chronolog_hpc.services import ledger as ledgers
-from chronolog_hpc.services.ledger import LEDGER, Debt, Home, Ledger, Story
+from chronolog_hpc.services.ledger import ARCHIVE, LEDGER, Debt, Home, Ledger, Story
 from py_chronolog_client.store.root import StoreRoot
 
 ONE, OTHER, ELSEWHERE = Story("c", "s"), Story("c", "t"), Story("d", "s")
@@ -65,6 +65,23 @@ def test_who_has_to_forget_what(root: StoreRoot) -> None:
     asyncio.run(ledger.saved())
     ledger.close()
     assert state(reopened(root)) == state(ledger)
+
+
+def test_the_grapher_may_have_everything_and_moves_with_what_it_has_to_forget(root: StoreRoot) -> None:
+    ledger = Ledger(root)
+    fill(ledger)
+    assert ledger.grapher == ""
+    ledger.note_grapher("n0")
+    ledger.note_destroyed(ELSEWHERE, 12)
+    ledger.note_grapher("n1")
+    ledger.note_destroyed(ONE, 10)
+    ledger.note_dropped("n1", Debt(*ELSEWHERE, 12))
+    debts = {"n0": [Debt(*ONE, 10)], "n1": [Debt(*ONE, 10)], ARCHIVE: [Debt(*ELSEWHERE, 12), Debt(*ONE, 10)]}
+    assert state(ledger)[2] == debts
+    asyncio.run(ledger.saved())
+    ledger.close()
+    again = reopened(root)
+    assert (again.grapher, state(again)) == ("n1", state(ledger))
 
 
 def test_uids_always_rise(root: StoreRoot, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,9 +108,10 @@ def test_who_makes_a_story_that_he_may_not_write_to_does_not_make_it(tmp_path: p
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """A visor, a keeper, a player, and Alice's story, which she holds."""
+    """A visor, a keeper, a player, a grapher, and Alice's story, which she holds."""
     with deployed(tmp_path_factory.mktemp("permissions") / "d", "n0") as running:
         running.start_player()
+        running.start_grapher()
         visor = running.connect(running.visor)
         visor.ask(messages.CreateChronicle(CHRONICLE, SHARED), messages.Done)
         until_acquired(visor, 100)
@@ -134,12 +135,13 @@ def new_story(name: str) -> messages.Acquire:
 
 
 Request = Callable[[str], messages.Message]
-SCAN = messages.Scan(CHRONICLE, STORY, 0, 5, b"", True, b"", True, b"", 1000, False, False)
+SCAN = messages.Scan(CHRONICLE, STORY, 0, 0, 5, b"", True, b"", True, b"", 1000, False, False)
+FOLLOW: Request = lambda name: messages.Follow(CHRONICLE, STORY, 0, b"", 0)  # noqa: E731  one of the lines below
 QUESTIONS: list[Request] = [
-    lambda name: messages.TakeSnapshot(CHRONICLE, STORY),
-    lambda name: messages.ListClients(CHRONICLE, STORY),
+    lambda name: messages.TakeSnapshot(CHRONICLE, STORY, 0),
+    lambda name: messages.ListClients(CHRONICLE, STORY, 0),
     lambda name: SCAN,
-    lambda name: messages.Follow(CHRONICLE, STORY, b"", 0),
+    FOLLOW,
 ]
 VISOR: list[tuple[Request, set[str]]] = [
     (lambda name: messages.CreateChronicle(f"of {name}", {}), ALL),
@@ -170,13 +172,19 @@ def test_every_operation_at_the_visor(deployment: Deployment) -> None:
 
 
 @pytest.mark.slow
-def test_every_question_to_the_player_and_to_the_keeper(deployment: Deployment) -> None:
-    """A player tells readers; a keeper that is asked directly tells services only."""
-    _, keeper, player = deployment.running
+def test_every_question_to_the_player_the_keeper_and_the_grapher(deployment: Deployment) -> None:
+    """A player tells readers; a keeper or grapher that is asked directly tells services only."""
+    _, keeper, player, grapher = deployment.running
     acquire(deployment.connections[0], 100)
     for request in QUESTIONS:
         for name in (*USERS, SERVICE_NAME):
-            for service, allowed in ((player, {*READERS, SERVICE_NAME}), (keeper, {SERVICE_NAME})):
+            for service, allowed in (
+                (player, {*READERS, SERVICE_NAME}),
+                (keeper, {SERVICE_NAME}),
+                (grapher, {SERVICE_NAME}),
+            ):
+                if service is grapher and request is FOLLOW:
+                    continue  # nobody asks a grapher that
                 with contextlib.closing(deployment.connect(service, name)) as connection:
                     question = request(name)
                     assert is_allowed(connection, question) == (name in allowed), (question, name)
@@ -185,7 +193,7 @@ def test_every_question_to_the_player_and_to_the_keeper(deployment: Deployment) 
 @pytest.mark.slow
 def test_a_keeper_takes_events_for_tickets_only(deployment: Deployment) -> None:
     """A ticket is for one name, one story, one client."""
-    keeper = deployment.running[1]
+    keeper, grapher = deployment.running[1], deployment.running[3]
     visor = deployment.connect(deployment.visor, CAROL)
     mine = acquire(visor, 200)
     other = acquire(visor, 201, "other")
@@ -204,6 +212,8 @@ def test_a_keeper_takes_events_for_tickets_only(deployment: Deployment) -> None:
         connection = deployment.connect(keeper, name)
         request = messages.Open(1, uid, CHRONICLE, story, client_id, False, ticket)
         assert is_allowed(connection, request) == allowed, request
+    to_grapher = messages.Open(1, mine.uid, CHRONICLE, STORY, 200, True, mine.ticket)
+    assert not is_allowed(deployment.connect(grapher, CAROL), to_grapher)
     assert "never made" not in str(list(deployment.store().rglob("meta")))
 
 

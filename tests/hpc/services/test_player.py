@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
-import numpy as np
 import pytest
 
 from chronolog_hpc.services import player
@@ -31,7 +30,15 @@ from py_chronolog_client.testing.contract.base import Row, rows_of
 from py_chronolog_client.testing.manual_clock import ManualClock
 from py_chronolog_client.wire import messages
 from tests.support.counts import soak
-from tests.support.services import Deployment, Role, deployed, eventually
+from tests.support.services import (
+    Deployment,
+    Role,
+    answers,
+    deployed,
+    engine_of,
+    eventually,
+    require_gapless,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -70,15 +77,6 @@ def own(_mortal: Deployment, monkeypatch: pytest.MonkeyPatch) -> Deployment:
         if role.process.poll() is not None:
             role.start()
     return _mortal
-
-
-@contextlib.contextmanager
-def engine_of(deployment: Deployment) -> Iterator[Engine]:
-    engine = deployment.engine()
-    try:
-        yield engine
-    finally:
-        engine.close()
 
 
 @pytest.fixture
@@ -133,22 +131,6 @@ def write_much(engine: Engine, chronicle: str, events: int = 100_000) -> list[Wr
     for writer in writers:
         assert writer.flush(PATIENCE_S) == events
     return writers
-
-
-def require_gapless(pages: Iterator[Page]) -> dict[int, int]:
-    """Make sure that pages are in order and miss nothing before their end; return each client's number of events."""
-    counts: dict[int, int] = {}
-    last = np.zeros((3, 0), np.uint64)
-    for page in pages:
-        events = np.stack([page.times, page.client_ids, page.sequences])
-        joined = np.concatenate([last, events], axis=1)
-        assert np.array_equal(np.lexsort(joined[::-1]), np.arange(joined.shape[1]))
-        last = events[:, -1:]
-        for client_id in np.unique(page.client_ids).tolist():
-            start, sequences = counts.get(client_id, 0), page.sequences[page.client_ids == client_id]
-            counts[client_id] = start + len(sequences)
-            assert np.array_equal(sequences, np.arange(start, counts[client_id]))
-    return counts
 
 
 def asking(deployment: Deployment, role: Role) -> RemoteReader:
@@ -421,7 +403,7 @@ def test_many_readers_and_slow_ones_at_once(shared: Deployment, engine: Engine, 
 def test_more_silent_readers_than_threads(shared: Deployment, engine: Engine, chronicle: str) -> None:
     writers = write_much(engine, chronicle, 10_000)
     assert shared.player is not None
-    question = messages.Scan(chronicle, STORY, 0, 2**64 - 1, b"", True, b"", True, b"", 0, True, False)
+    question = messages.Scan(chronicle, STORY, 0, 0, 2**64 - 1, b"", True, b"", True, b"", 0, True, False)
     silent = [Connection(shared.player.address, shared.identity, "player") for _ in range(80)]
     for connection in silent:
         connection.send(question)
@@ -497,14 +479,6 @@ def sentence_of(question: Callable[[], object]) -> str:
     with pytest.raises(NotConnectedError) as caught:
         question()
     return str(caught.value)
-
-
-def answers(question: Callable[[], object]) -> bool:
-    """Return what a question is answered with; false while somebody is away."""
-    try:
-        return bool(question())
-    except ChronoLogError:
-        return False
 
 
 def test_what_was_in_order_before_a_keeper_died_is_delivered(own: Deployment) -> None:

@@ -93,6 +93,8 @@ def test_the_catalog(deployment: Deployment) -> None:
         (messages.Release(CHRONICLE, STORY, 8), NotAcquiredError),
         (messages.Acquire("x", STORY, {}, 7, "", 0), NotFoundError),
         (messages.Acquire(CHRONICLE, STORY, {}, 2**63, "", 0), InvalidArgumentError),
+        (messages.Acquire(CHRONICLE, "x", {"Retention": "soon"}, 7, "", 0), InvalidArgumentError),
+        (messages.CreateChronicle("x", {"TieringPolicy": "warm"}), InvalidArgumentError),
         (messages.Locate(CHRONICLE, STORY, ALICE), NotAuthorizedError),
         (messages.Register("keeper", "n1", "127.0.0.1", 1), NotAuthorizedError),
     ):
@@ -287,6 +289,45 @@ def test_what_a_keeper_cannot_forget_now_it_is_told_again(tmp_path: pathlib.Path
         assert hear(keeper) == messages.Done()
         keeper.close()
         assert hear(register()) == messages.Done()
+
+
+def test_the_grapher_is_named_and_forgets_what_is_destroyed(tmp_path: pathlib.Path) -> None:
+    """Also what it may have of stories of a keeper on its node, which has debts of its own."""
+    with deployed(tmp_path / "d", "n0") as deployment:
+        visor = deployment.connect(deployment.visor)
+        service = deployment.connect(deployment.visor, SERVICE_NAME)
+        do(visor, messages.CreateChronicle(CHRONICLE, {"TieringPolicy": "Hot", "a": "chronicle's"}))
+        request = messages.Acquire(CHRONICLE, STORY, {"a": "story's"}, 1, "", 0)
+        until_acquired(visor, 1, "other")
+        uid = visor.ask(request, messages.Acquired).uid
+        located = service.ask(messages.Locate(CHRONICLE, STORY, ALICE), messages.Located)
+        assert located.grapher == ""
+        assert located.attributes == {"TieringPolicy": "Hot", "a": "story's", "owner": ALICE}
+
+        def register() -> Connection:
+            grapher = deployment.connect(deployment.visor, SERVICE_NAME)
+            grapher.send(messages.Register("grapher", "n0", "127.0.0.1", 9))
+            return grapher
+
+        grapher = register()
+        assert grapher.receive(time.monotonic() + DEADLINE_S)[0] == messages.Done()
+        located = service.ask(messages.Locate(CHRONICLE, STORY, ALICE), messages.Located)
+        assert (located.grapher, located.keepers) == ("127.0.0.1:9", [str(deployment.running[1].address)])
+        grapher.close()
+        until(lambda: "the grapher of n0 at" in deployment.visor.log)
+        assert service.ask(messages.Locate(CHRONICLE, STORY, ALICE), messages.Located).grapher == "n0:0"
+        do(visor, messages.Release(CHRONICLE, STORY, 1))
+        do(visor, messages.DestroyStory(CHRONICLE, STORY))
+        deployment.visor.kill()
+        deployment.start_visor()
+        grapher = register()
+        drop, _ = grapher.receive(time.monotonic() + DEADLINE_S)
+        assert drop == messages.Drop(CHRONICLE, STORY, uid)
+        grapher.send(messages.Done())
+        assert grapher.receive(time.monotonic() + DEADLINE_S)[0] == messages.Done()
+        visor = deployment.connect(deployment.visor)
+        with pytest.raises(NotAuthorizedError):
+            do(visor, messages.Register("grapher", "n1", "127.0.0.1", 1))
 
 
 def test_a_keeper_asked_with_another_uid_forgets_the_older_story(deployment: Deployment) -> None:
