@@ -146,6 +146,7 @@ def test_who_is_not_let_in_for_a_while_and_whose_ticket_is_of_no_use_any_more_go
     writer.log_event("after")
     assert writer.flush() == 3
     assert writer.statistics().lost == {}
+    writer.close()
 
 
 def test_a_full_spool_refuses_events_and_counts_them(
