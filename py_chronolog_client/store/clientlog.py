@@ -36,8 +36,8 @@ from py_chronolog_client.store.format import (
     BlockHeader,
     decode_map,
 )
+from py_chronolog_client.store.handover import first_that_counts
 from py_chronolog_client.store.incoming import FOLLOWS
-from py_chronolog_client.store.records import read_client_record
 from py_chronolog_client.store.stretch import (
     BlockStretch,
     Descriptor,
@@ -152,30 +152,11 @@ class ClientLog:
 
     def _begins_as(self, numbers: Sequence[int]) -> bool:
         """Tell whether the first segment that counts is the same as before."""
-        beginning = self._beginning(numbers)
+        known = self._first_number if self._begins_at is None else self._begins_at
+        beginning = first_that_counts(Path(self._base_path).parent, self.client_id, numbers, known)
         if self._begins_at is None:
             self._begins_at = self._next_number = beginning
         return beginning == self._begins_at
-
-    def _beginning(self, numbers: Sequence[int]) -> int:
-        """Return the number of the first segment that counts: what is before it is in chunks, or was handed over.
-
-        Args:
-            numbers: of the segments that there are and for which no chunk stands.
-        """
-        first = self._first_number if self._begins_at is None else self._begins_at
-        expected = range(first, first + len(numbers))
-        if not numbers or list(numbers) == list(expected):
-            return first
-        highest_missing = max(set(range(first, numbers[-1])) - set(numbers), default=first - 1)
-        for number in numbers:
-            if number > highest_missing and self._follows(number):
-                return number
-        return first
-
-    def _follows(self, number: int) -> bool:
-        """Tell whether a segment begins behind a sealed one."""
-        return FOLLOWS in (read_client_record(self._path(number), self.client_id) or {})
 
     def _came_back(self, numbers: Sequence[int]) -> bool:
         """Tell whether there is something behind the close record."""

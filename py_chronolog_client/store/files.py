@@ -207,6 +207,15 @@ def sync_directory(directory: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
+def sync_file(path: str | os.PathLike[str]) -> None:
+    """Bring the bytes of a file to the device."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read_file(path: str | os.PathLike[str], limit_bytes: int) -> bytes:
     """Read a small regular file whole.
 

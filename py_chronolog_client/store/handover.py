@@ -24,6 +24,7 @@ from py_chronolog_client.store import acquisition
 from py_chronolog_client.store.blocks import find_header, whole_block
 from py_chronolog_client.store.files import sync_directory
 from py_chronolog_client.store.format import ALIGNMENT
+from py_chronolog_client.store.incoming import FOLLOWS
 from py_chronolog_client.store.records import read_client_record
 from py_chronolog_client.store.stretch import Descriptor
 
@@ -120,6 +121,27 @@ def parts(directory: Path, client_id: int, numbers: Sequence[int]) -> list[Part]
         else:
             found.append(Part(first_sequence or 0, (number,)))
     return found
+
+
+def first_that_counts(directory: Path, client_id: int, numbers: Sequence[int], known: int) -> int:
+    """Return the number of a client's first segment that was not handed over, as a reader finds it.
+
+    Args:
+        directory: of the story.
+        client_id: whose.
+        numbers: of the client's segments that are there, rising.
+        known: the number of the first one, if nothing has been handed over.
+    """
+    first = len(numbers) - 1
+    while first > 0 and numbers[first - 1] == numbers[first] - 1:
+        first -= 1
+    if not numbers or numbers[first] == known:
+        return known
+    for number in numbers[first:]:  # those above the highest missing one
+        path = acquisition.segment_path(directory, client_id, number)
+        if FOLLOWS in (read_client_record(path, client_id) or {}):
+            return number
+    return known
 
 
 def _blocks(path: Path, client_id: int) -> Iterator[bytes]:

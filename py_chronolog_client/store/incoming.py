@@ -158,7 +158,7 @@ class Incoming:
             return
         self._records.add(arrival._identity)
         kind = arrival.kind
-        if header.first_sequence == self.sequence and kind != "roll":
+        if header.first_sequence == self.sequence and kind != "roll" and not self.is_empty:
             self._here.append(arrival._replace(block=bytes(arrival.block)))
         self.is_synchronised = kind == "clock"
         if kind == "client":

@@ -30,7 +30,7 @@ from py_chronolog_client.clock import ClockModel
 from py_chronolog_client.errors import ClosedError, DamageError, InvalidArgumentError
 from py_chronolog_client.store import acquisition, owner
 from py_chronolog_client.store.blocks import complete_block, find_header, read_exactly, read_header
-from py_chronolog_client.store.files import publish_file, temporary_beside
+from py_chronolog_client.store.files import publish_file, sync_file, temporary_beside
 from py_chronolog_client.store.format import (
     ALIGNMENT,
     CHUNK_FORMAT,
@@ -95,6 +95,7 @@ class Intake:
         self._lock, self._syncing = threading.RLock(), threading.Lock()
         self._segment: Segment | None = None
         self._offset = self._durable = 0
+        self._synced_before = numbers[0] if numbers else 0
         self._remains = self._is_durable = False
         self._given_up = False
         try:
@@ -281,6 +282,12 @@ class Intake:
             segment, offset, sequence = self._segment, self._offset, self.sequence
         if segment is None or offset == self._durable:
             return sequence
+        for number in range(
+            self._synced_before, segment.number
+        ):  # sealed by somebody to whom nobody had promised that
+            with suppress(FileNotFoundError):
+                sync_file(acquisition.segment_path(self._path.parent, self.client_id, number))
+        self._synced_before = segment.number
         try:
             segment.sync(offset)
         except OSError as error:
@@ -295,6 +302,7 @@ class Intake:
         successor = segment.successor(self._offset, lambda: True)
         assert successor is not None
         self._go_on_in(*successor)
+        self._synced_before = successor[0].number
         successor[0].sync(self._offset)
         return self._offset
 

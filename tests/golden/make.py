@@ -1,14 +1,19 @@
-"""Make the golden store of a format: `python -m tests.golden.make FORMAT DIRECTORY`.
+"""Make the golden store of a format: `python -m tests.golden.make FORMAT DIRECTORY`; of a deployment with FORMAT 0.
 
-What it makes must stay readable for ever, so `tests/golden/v1` and `v2` were made once and are never made again; tests
-compare what this program makes today with them, byte by byte. A new format gets a directory of its own.
+What it makes must stay readable for ever, so `tests/golden/v1`, `v2` and `deployment` were made once and are never made
+again; tests compare what this program makes today with them, byte by byte. A new format gets a directory of its own.
 
-All formats hold the same events. In that of format 2, the first part of client 1 is in a chunk.
+All formats hold the same events. In that of format 2, the first part of client 1 is in a chunk. In the deployment, the first
+events of both clients were handed over from a keeper's store to a grapher's, where the very first have expired; client 1 has
+left a stub at the keeper and come back to it.
 """
 
+import contextlib
 import itertools
 import pathlib
 import sys
+import tempfile
+from collections.abc import Iterator
 from unittest import mock
 
 from py_chronolog_client.clock import ClockModel
@@ -18,12 +23,18 @@ from py_chronolog_client.store import files as files_module
 from py_chronolog_client.store import owner
 from py_chronolog_client.store.catalog import Catalog
 from py_chronolog_client.store.compaction import compact
+from py_chronolog_client.store.deposit import Deposits
 from py_chronolog_client.store.format import TAIL_OPEN, TAIL_STATE_OFFSET, TailHeader, TailState
+from py_chronolog_client.store.handover import sealed
+from py_chronolog_client.store.intake import Intake
+from py_chronolog_client.store.outbox import Outbox
+from py_chronolog_client.store.retention import expire
 from py_chronolog_client.store.root import StoreRoot
 from py_chronolog_client.testing.manual_clock import ManualClock
 
 STORES = {version: pathlib.Path(__file__).with_name(f"v{version}") for version in (1, 2)}
 GOLDEN = STORES[1]
+DEPLOYMENT = pathlib.Path(__file__).with_name("deployment")
 CHRONICLE, STORY = "golden/chronicle", "störy . 1"
 BOOT_ID = bytes.fromhex("11111111222243338444555555555555")
 CREATED_NS = 1_700_000_000_000_000_000
@@ -69,13 +80,7 @@ def rows(*, with_tail: bool) -> list[tuple[int, int, int, bytes]]:
 
 def make(directory: pathlib.Path, version: int = 1) -> None:
     """Make the store of a format."""
-    numbers = itertools.count()
-    with (
-        mock.patch.object(owner, "describe_process", lambda: PROCESS),
-        mock.patch.dict(Catalog.__init__.__kwdefaults__, clock_ns=lambda: CREATED_NS),
-        mock.patch.object(files_module, "unique_name", lambda: f"{next(numbers):032x}"),
-        mock.patch.dict("os.environ", {"CHRONOLOG_MODE": "0644"}),
-    ):
+    with _as_then():
         engine = EmbeddedEngine(directory, new_format=version)
         engine.create_chronicle(CHRONICLE, {"tier": "gold"})
         clock = ManualClock(CREATED_NS, MODEL)
@@ -91,8 +96,8 @@ def make(directory: pathlib.Path, version: int = 1) -> None:
         first.log_events([record for _, record in FIRST[4:6]])
         first.close()
         if version >= 2:
-            numbers = itertools.count(2**64)
-            compact(StoreRoot.open(directory, create=False), engine.story_directory(CHRONICLE, STORY))
+            with _as_then(2**64):
+                compact(StoreRoot.open(directory, create=False), engine.story_directory(CHRONICLE, STORY))
         clock.now_ns = FIRST[6][0]
         first = engine.open_writer(CHRONICLE, STORY, {}, WriterOptions(1, clock, first_sequence=6))
         first.log_event(FIRST[6][1])
@@ -113,6 +118,77 @@ def make(directory: pathlib.Path, version: int = 1) -> None:
         _write_tail(segment.with_suffix(".tail"))
         engine = EmbeddedEngine(directory)
         engine.create_chronicle("empty", {})
+        engine.close()
+
+
+@contextlib.contextmanager
+def _as_then(first_name: int = 0) -> Iterator[None]:
+    """Let all that depends on time, process or chance be what it was then."""
+    numbers = itertools.count(first_name)
+    with (
+        mock.patch.object(owner, "describe_process", lambda: PROCESS),
+        mock.patch.object(owner, "boot_id", lambda: BOOT_ID),
+        mock.patch.dict(Catalog.__init__.__kwdefaults__, clock_ns=lambda: CREATED_NS),
+        mock.patch.object(files_module, "unique_name", lambda: f"{next(numbers):032x}"),
+        mock.patch.dict("os.environ", {"CHRONOLOG_MODE": "0644"}),
+    ):
+        yield
+
+
+def make_deployment(directory: pathlib.Path) -> None:
+    """Make the stores of a keeper and a grapher."""
+    directory.mkdir()
+    with _as_then(), tempfile.TemporaryDirectory() as spool:
+        engine, clock = EmbeddedEngine(pathlib.Path(spool) / "spool"), ManualClock(CREATED_NS, MODEL)
+        engine.create_chronicle(CHRONICLE, {})
+        roots = [
+            StoreRoot.open(directory / name, create=True, new_format=number)
+            for name, number in (("keeper", 1), ("grapher", 2))
+        ]
+        stories = []
+        for root in roots:
+            Catalog(root).create_chronicle(CHRONICLE, {})
+            stories.append(Catalog(root).ensure_story(CHRONICLE, STORY, {"uid": "3"}))
+        deposits = Deposits(roots[1], stories[1])
+
+        def log(
+            client_id: int, events: list[tuple[int, bytes]], first: int, *, leaves: bool, seals: bool
+        ) -> None:
+            """Let a client come, log and perhaps leave; ship it, perhaps seal it and hand over what that gives."""
+            clock.now_ns = events[0][0]
+            options = WriterOptions(client_id, clock, description={"rank": client_id}, first_sequence=first)
+            writer = engine.open_writer(CHRONICLE, STORY, {}, options)
+            for clock.now_ns, record in events:
+                writer.log_event(record)
+            writer.flush()
+            intake = Intake(roots[0], stories[0], client_id)
+            outbox = Outbox(engine.story_directory(CHRONICLE, STORY), client_id)
+            if leaves:
+                writer.close()
+            outbox.rewind(intake.sequence, has_client=not intake.is_empty)
+            while pieces := outbox.take():
+                intake.append(b"".join(pieces))
+            if seals:
+                intake.roll()
+            intake.close()
+            writer.close()
+
+        def hand_over() -> None:
+            for part in sealed(stories[0]):
+                deposit = deposits.open(part.client_id)
+                for block in part.blocks():
+                    deposit.append(block)
+                deposit.publish()
+                part.remove()
+
+        log(1, FIRST[:2], 0, leaves=True, seals=True)
+        hand_over()
+        compact(roots[1], stories[1])
+        log(2, SECOND[:1], SECOND_BEGIN, leaves=False, seals=True)
+        log(1, FIRST[2:4], 2, leaves=True, seals=True)
+        hand_over()
+        expire(roots[1], stories[1], SECOND[0][0])
+        log(1, FIRST[4:], 4, leaves=True, seals=False)
         engine.close()
 
 
@@ -139,4 +215,7 @@ def files(directory: pathlib.Path) -> dict[str, bytes]:
 
 
 if __name__ == "__main__":
-    make(pathlib.Path(sys.argv[2]), int(sys.argv[1]))
+    if sys.argv[1] == "0":
+        make_deployment(pathlib.Path(sys.argv[2]))
+    else:
+        make(pathlib.Path(sys.argv[2]), int(sys.argv[1]))

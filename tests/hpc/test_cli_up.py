@@ -307,7 +307,7 @@ def job(start: Callable[[], Any], directory: Path) -> Iterator[Future[Any]]:
 
 
 def _is_up(directory: Path) -> bool:
-    return (directory / "run" / "player.json").exists() and any((directory / "run").glob("keeper-*"))
+    return all(any((directory / "run").glob(name)) for name in ("grapher.json", "keeper-*", "player.json"))
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import py_chronolog_client as chronolog
 from py_chronolog_client.engine.base import ScanReport, WriterOptions
 from py_chronolog_client.engine.embedded import EmbeddedEngine
 from py_chronolog_client.errors import NotAStoreError, StoreVersionError
+from py_chronolog_client.store.storylog import StoryLog
 from py_chronolog_client.testing.contract.base import rows_of
 from py_chronolog_client.testing.manual_clock import ManualClock
 from tests.golden import make
@@ -73,6 +74,28 @@ def test_the_client_says_how_many_events_it_does_not_believe(caplog: pytest.LogC
         assert client.ReplayStory(make.CHRONICLE, make.STORY, 0, 2**64 - 1, series) == 0
     assert len(series) == len(make.rows(with_tail=False))
     assert f"the newest {len(make.SECOND_TAIL)} events" in caplog.text
+
+
+def test_a_deployment_whose_events_were_handed_over(tmp_path: pathlib.Path) -> None:
+    """Made long ago and today: what is at the keeper, what at the grapher, and what has expired."""
+    make.make_deployment(tmp_path / "again")
+    assert make.files(tmp_path / "again") == make.files(make.DEPLOYMENT)
+    before = make.files(make.DEPLOYMENT)
+    rows = make.rows(with_tail=False)
+    expected = {
+        "keeper": [row for row in rows if row[1] == 1 and row[2] >= 4],
+        "grapher": [
+            row for row in rows if (row[1] == 1 and 2 <= row[2] < 4) or row[:2] == (make.SECOND[0][0], 2)
+        ],
+    }
+    for name, store in ((name, make.DEPLOYMENT / name) for name in expected):
+        assert scan(store) == (expected[name], ScanReport())
+        assert independent.read_store(store, bytes(16)) == {(make.CHRONICLE, make.STORY): expected[name]}
+        log = StoryLog(story(store))
+        log.refresh(ScanReport())
+        assert log.starts() == ({1: 4, 2: make.SECOND_BEGIN + 1} if name == "keeper" else {1: 0, 2: 0})
+        assert log.snapshot() == {1: 7 if name == "keeper" else 4, 2: make.SECOND_BEGIN + 1}
+    assert make.files(make.DEPLOYMENT) == before
 
 
 def test_everything_else_in_it(version: int) -> None:
