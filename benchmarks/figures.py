@@ -355,6 +355,29 @@ def _many_and_idle(sizes: Sizes, running: Running) -> Iterator[Figure]:
         yield Figure(name, [100 * max(shares.values())], 1, "% of a core", note=note)
 
 
+def tls(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
+    """Measure what TLS costs: a deployment with it beside one without, round by round."""
+    from benchmarks.network import deployment
+
+    events = 2 * sizes.events
+    rates: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    for number in range(sizes.rounds):
+        for with_tls, before in rates.items():
+            place = scratch / f"{number}-{with_tls}"
+            place.mkdir()
+            with deployment(place, tls=with_tls) as running:
+                taken = events / workloads.fill(running.place, "taken", events, clients=2)
+                replayed = _first_replay(running.place, "taken")
+                before.append((taken, replayed["events"] / replayed["columns_s"]))
+            shutil.rmtree(place)
+    taken, replayed = (
+        [sealed[kind] / clear[kind] for clear, sealed in zip(*rates.values(), strict=True)]
+        for kind in range(2)
+    )
+    yield Figure("taken in with TLS / without", taken, 0.5, "x", at_least=True)
+    yield Figure("replay through the player with TLS / without", replayed, 0.5, "x", at_least=True)
+
+
 def _cost_of_shipping(sizes: Sizes, scratch: Path, place: str) -> list[float]:
     """Return what a call of log_event takes in a deployment, relative to a store, without what flush waits for."""
     turns = workloads.turns(workloads.pool(), sizes.events // 2)
@@ -381,6 +404,7 @@ PARTS = {
     "visible": visible,
     "clock": clock,
     "network": network,
+    "tls": tls,
 }
 
 

@@ -31,15 +31,17 @@ class Running(NamedTuple):
 
 
 @contextmanager
-def deployment(scratch: Path) -> Iterator[Running]:
+def deployment(scratch: Path, *, tls: bool = False) -> Iterator[Running]:
     """Run visor, keeper and player."""
     directory = scratch / "deployment"
-    tokens = {
+    variables = {
         "CHRONOLOG_TOKEN_FILE": str(directory / "run" / "tokens"),
+        "CHRONOLOG_CERTIFICATE": str(directory / "run" / "certificate.pem") if tls else "",
         "CHRONOLOG_SPOOL": str(scratch / "spool"),
     }
-    with mock.patch.dict(os.environ, tokens):
-        _chronolog("up", "--background", "--port", "0", "--query-port", "0", "--directory", directory)
+    with mock.patch.dict(os.environ, variables):
+        options = ("--port", "0", "--query-port", "0", "--directory", directory, *(["--tls"] if tls else []))
+        _chronolog("up", "--background", *options)
         try:
             status = json.loads(_chronolog("status", "--json", "--directory", directory))
             ports = {process["role"]: process["port"] for process in status["processes"]}

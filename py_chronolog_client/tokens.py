@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from py_chronolog_client.errors import InvalidArgumentError, NotAuthorizedError
+from py_chronolog_client.trust import trusted_certificates
 from py_chronolog_client.wire.handshake import MAX_NAME_BYTES, SERVICE_NAME, Identity
 
 TOKEN_VARIABLE = "CHRONOLOG_TOKEN_FILE"  # noqa: S105  a name, no secret
@@ -65,11 +66,11 @@ def read_tokens(path: Path) -> dict[str, bytes]:
 
 
 def own_identity() -> Identity:
-    """Return who this client is: of the names in its token file the user's own, or else the first.
+    """Return who this client is, of the names in its token file the user's own, or else the first, and whom it trusts.
 
     Raises:
-        NotAuthorizedError: there is no token file, or nobody in it that a client could be.
-        InvalidArgumentError: it makes no sense.
+        NotAuthorizedError: there is no token file, or nobody in it that a client could be, or no certificate.
+        InvalidArgumentError: one of them makes no sense.
     """
     path = token_path()
     tokens = {name: secret for name, secret in read_tokens(path).items() if name != SERVICE_NAME}
@@ -78,7 +79,7 @@ def own_identity() -> Identity:
     name = next(iter(tokens))
     with suppress(KeyError, OSError):  # a user without a name
         name = user if (user := getpass.getuser()) in tokens else name
-    return Identity(name, tokens[name])
+    return Identity(name, tokens[name], trusted_certificates())
 
 
 def write_tokens(path: Path, tokens: Mapping[str, bytes]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chronolog_hpc.cli.arguments import whole_number
@@ -53,7 +54,19 @@ def register(commands: argparse._SubParsersAction[Any]) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--insecure-network", action="store_true",
-        help="accept an address that others can reach: there is no TLS, so they can read all events",
+        help="accept an address that others can reach without TLS, so that they can read all events",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tls", action="store_true",
+        help="speak TLS, with a certificate in DIR/run that openssl makes if there is none; programs need "
+        "CHRONOLOG_CERTIFICATE then",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tls-certificate", metavar="FILE", type=os.path.expanduser,
+        help="speak TLS with this certificate, in PEM, which is copied to DIR/run with its key",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tls-key", metavar="FILE", type=os.path.expanduser, help="its key, in PEM, without a passphrase"
     )  # fmt: skip
     parser.add_argument(
         "--background", action="store_true", help="return when everything is ready, and leave it running"
@@ -72,8 +85,12 @@ def add_directory(parser: argparse.ArgumentParser) -> None:
 
 def prepare(args: argparse.Namespace) -> Job:
     """Return the deployment that was asked for."""
+    from chronolog_hpc.services.certificate import Given
     from chronolog_hpc.services.launching import Wishes, launch
 
+    if (args.tls_certificate is None) != (args.tls_key is None):
+        args.parser.error("--tls-certificate and --tls-key go together: give both, or --tls alone")
+    given = None if args.tls_key is None else Given(Path(args.tls_certificate), Path(args.tls_key))
     wishes = Wishes(
         directory=args.directory,
         configuration=args.config,
@@ -81,6 +98,8 @@ def prepare(args: argparse.Namespace) -> Job:
         port=args.port,
         query_port=args.query_port,
         insecure_network=args.insecure_network,
+        tls=args.tls,
+        certificate=given,
         background=args.background,
         role=args.role,
     )

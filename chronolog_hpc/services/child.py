@@ -181,6 +181,8 @@ class Child:
         }
         if self._visor is not None:
             options["--visor"] = self._visor
+        if self._run.has_tls:
+            options["--tls"] = self._run.tls
         words = [str(word) for option in options.items() for word in option]
         return [sys.executable, "-m", "chronolog_hpc.services", self.role.name, *words]
 

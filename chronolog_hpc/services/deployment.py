@@ -63,7 +63,7 @@ def plan(
         configuration: what the configuration file says.
         host: address, name or network interface, in the place of what the configuration says.
         ports: role -> port, or None for what the configuration says.
-        insecure_network: whether addresses that others can reach are accepted.
+        insecure_network: whether addresses that others can reach are accepted without TLS.
 
     Raises:
         InvalidArgumentError: an address that is none, or must not be used.
@@ -88,7 +88,7 @@ def plan(
         given = ports.get(name)
         port = given if given is not None else said.port if said is not None else _PORTS[name]
         address = resolve(where)
-        require_safe(address, insecure_network=insecure_network)
+        require_safe(address, is_secured=run.has_tls or insecure_network)
         own = f"{name}-{node}" if name == KEEPER else name
         log = configuration.logs.get(name, Log())
         stores = configuration.story_files.get(name)

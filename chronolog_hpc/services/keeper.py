@@ -23,6 +23,7 @@ from chronolog_hpc.services.policy import PACE, Pace
 from chronolog_hpc.services.questions import Follower, send_all, unchanged
 from chronolog_hpc.services.session import Body, GoneError, Session
 from chronolog_hpc.services.storing import StoreService
+from chronolog_hpc.services.tickets import Passage, require_ticket
 from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.errors import (
     ChronoLogError,
@@ -114,6 +115,7 @@ class Keeper(StoreService):
             case messages.Open():
                 await self._open(session, message)
             case messages.Follow():
+                self.require_service(session, message)
                 await self._follow(session, message)
             case _:
                 await super().answer(session, message, body)
@@ -127,6 +129,7 @@ class Keeper(StoreService):
             await self._leave(before)
         place = Place(message.chronicle, message.story, message.uid, message.client_id)
         try:
+            require_ticket(message.ticket, Passage(session.name, *place), self._identity)
             entry = await self._enter(place, self._made)
         except (ChronoLogError, OSError) as error:
             session.log(logging.WARNING, f"{place} is not opened: {error}")

@@ -11,6 +11,7 @@ nothing else, the grapher is asked for. So no event is in two answers, whatever 
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import time
@@ -28,7 +29,7 @@ from py_chronolog_client.engine.remote_reader import Following, RemoteReader
 from py_chronolog_client.errors import NotConnectedError, NotFoundError, ReplayTimeoutError
 from py_chronolog_client.page import Page
 from py_chronolog_client.wire import messages
-from py_chronolog_client.wire.handshake import Identity
+from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 
 T = TypeVar("T")
 
@@ -92,9 +93,16 @@ class Keepers:
             identity: of the services.
         """
         self._identity = identity
+        self._asker = SERVICE_NAME
         self._visor = Connections(lambda: self._connect(visor, "visor"))
         self._readers: dict[tuple[Address, str], RemoteReader] = {}
         self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+    def on_behalf_of(self, reader: str) -> Keepers:
+        """Return the same keepers, which say only what somebody may read, by his name; others get NotAuthorizedError."""
+        same = copy.copy(self)
+        same._asker = reader
+        return same
 
     def snapshot(self, chronicle: str, story: str, uid: int) -> Snapshot:
         """Return the present high-water mark of every client."""
@@ -205,9 +213,11 @@ class Keepers:
 
         Raises:
             NotFoundError: there is no such story.
+            NotAuthorizedError: who asks may not read it.
             NotConnectedError: the visor is away.
         """
-        locate = functools.partial(self._visor.ask, messages.Locate(chronicle, story), messages.Located)
+        question = messages.Locate(chronicle, story, self._asker)
+        locate = functools.partial(self._visor.ask, question, messages.Located)
         located = locate()
         if uid not in (0, located.uid):
             raise NotFoundError(f"the story {story!r:.200} was destroyed, and made again")

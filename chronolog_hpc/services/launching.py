@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from chronolog_hpc import streams
 from chronolog_hpc.clientlib import ChronoLogError, InvalidArgumentError
 from chronolog_hpc.mpi import Team, load_mpi, wait
+from chronolog_hpc.services.certificate import Given, provide_certificate
 from chronolog_hpc.services.child import Role
 from chronolog_hpc.services.configuration import Configuration, read_configuration
 from chronolog_hpc.services.deployment import ROLES, Deployment, log_directory, plan
@@ -32,6 +33,7 @@ from py_chronolog_client.conf import PORTAL_VARIABLE, QUERY_VARIABLE
 from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.store import owner
 from py_chronolog_client.tokens import TOKEN_VARIABLE
+from py_chronolog_client.trust import CERTIFICATE_VARIABLE
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -54,6 +56,8 @@ class Wishes:
     port: int | None = None
     query_port: int | None = None
     insecure_network: bool = False
+    tls: bool = False
+    certificate: Given | None = None
     background: bool = False
     role: str | None = None
     """The only role to run; None for all."""
@@ -79,7 +83,7 @@ def _run(wishes: Wishes, comm: MPI.Comm | None, ready: Callable[[RunDirectory], 
         node = str(owner.describe_process()["host"])
         nodes = team.allgather(node)
         configuration = team.from_root(lambda: _configuration(wishes))
-        run = _shared_directory(team, wishes.directory)
+        run = _shared_directory(team, wishes)
         roles = team.together(lambda: _roles(wishes, run, configuration, nodes, team.rank))
         with ExitStack() as stack:
             deployment = team.together(lambda: stack.enter_context(Deployment(run, roles)))
@@ -151,11 +155,14 @@ def _configuration(wishes: Wishes) -> Configuration:
     return configuration
 
 
-def _shared_directory(team: Team, directory: str) -> RunDirectory:
-    """Return the run directory with its tokens, which rank 0 makes and all others see."""
+def _shared_directory(team: Team, wishes: Wishes) -> RunDirectory:
+    """Return the run directory with its tokens and certificate, which rank 0 makes and all others see."""
+    directory = wishes.directory
 
     def make() -> bytes:
-        return _digest(RunDirectory(directory, create=True))
+        run = RunDirectory(directory, create=True)
+        provide_certificate(run, wanted=wishes.tls, given=wishes.certificate)
+        return _digest(run)
 
     expected = team.from_root(make)
 
@@ -177,7 +184,8 @@ def _shared_directory(team: Team, directory: str) -> RunDirectory:
 
 
 def _digest(run: RunDirectory) -> bytes:
-    return hashlib.sha256(repr(run.provide_tokens()).encode()).digest()
+    certificate = run.tls.read_bytes() if run.has_tls else b""
+    return hashlib.sha256(repr(run.provide_tokens()).encode() + certificate).digest()
 
 
 def _roles(
@@ -206,8 +214,7 @@ def _roles(
     if count > 1 and any(is_loopback(role.address.host) for role in roles):
         raise InvalidArgumentError(
             f"the {count} nodes of this job do not reach each other at {roles[0].address.host}: name the network interface "
-            "that connects them with --host, for instance --host eth0 ('ip -brief address' lists them), and add "
-            "--insecure-network, because there is no TLS"
+            "that connects them with --host, for instance --host eth0 ('ip -brief address' lists them), and add --tls"
         )
     return roles
 
@@ -227,6 +234,8 @@ def _summary(run: RunDirectory, listening: list[tuple[str, str, Address]]) -> st
     lines = [f"ChronoLog deployment in {run.deployment}"]
     lines += [f"  {name:<8}{address!s:<24}{node}" for name, node, address in listening]
     lines += ["programs use it with", f"  export {TOKEN_VARIABLE}={run.tokens}"]
+    if run.has_tls:
+        lines.append(f"  export {CERTIFICATE_VARIABLE}={run.certificate}")
     places = {name: address for name, _, address in listening}
     lines += [
         f"  export {variable}={places[name]}"

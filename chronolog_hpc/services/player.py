@@ -70,32 +70,33 @@ class Player(Service):
         self._readers.shutdown(cancel_futures=True)
 
     async def answer(self, session: Session, message: Message, body: Body) -> None:
+        keepers = self._keepers.on_behalf_of(session.name)
         match message:
             case messages.TakeSnapshot(chronicle, story, uid):
-                marks = await self._read(lambda: self._keepers.snapshot(chronicle, story, uid))
+                marks = await self._read(lambda: keepers.snapshot(chronicle, story, uid))
                 await session.send(messages.Marks(pack_marks(marks)))
             case messages.ListClients():
-                await send_all(session, described(self._keepers, message), self._readers)
+                await send_all(session, described(keepers, message), self._readers)
             case messages.Scan():
-                await send_all(session, scanned(self._keepers, message), self._readers)
+                await send_all(session, scanned(keepers, message), self._readers)
             case messages.Follow():
-                await self._follow(session, message)
+                await self._follow(session, message, keepers)
             case _:
                 raise self.unknown(message)
 
-    async def _follow(self, session: Session, question: messages.Follow) -> None:
+    async def _follow(self, session: Session, question: messages.Follow, keepers: Keepers) -> None:
         """Answer as soon as one keeper has something new; wait for keepers that are away as long as there is time."""
         story, cursor = (question.chronicle, question.story, question.uid), unpack_marks(question.cursor)
         deadline_s = self._loop.time() + question.timeout_ms / 1000
         while True:
-            news = await self._read(lambda: self._keepers.news(*story, cursor))
+            news = await self._read(lambda: keepers.news(*story, cursor))
             if await self._tell(session, question, news, cursor):
                 return
             left_s = deadline_s - self._loop.time()
             if left_s <= 0 or not session.is_open:
                 break
             pause_s = min(left_s, _AWAY_S if news.is_partial else BELL_S)
-            if await self._tell_later(session, question, news, cursor, pause_s):
+            if await self._tell_later(session, question, keepers, news, cursor, pause_s):
                 return
         if news.away is not None:
             raise news.away
@@ -112,13 +113,19 @@ class Player(Service):
             await self._read(news.pages.close)
 
     async def _tell_later(
-        self, session: Session, question: messages.Follow, news: News, cursor: Snapshot, timeout_s: float
+        self,
+        session: Session,
+        question: messages.Follow,
+        keepers: Keepers,
+        news: News,
+        cursor: Snapshot,
+        timeout_s: float,
     ) -> bool:
         """Answer as soon as a keeper has something new; a follower to whom nothing happens costs no thread."""
-        bells = await self._read(lambda: self._keepers.bells(news, cursor, timeout_s))
+        bells = await self._read(lambda: keepers.bells(news, cursor, timeout_s))
         try:
             rung = await self._first_rung(session, bells, timeout_s)
-            later = await self._read(lambda: self._keepers.rung(news, rung, cursor))
+            later = await self._read(lambda: keepers.rung(news, rung, cursor))
             return await self._tell(session, question, later, cursor)
         finally:
             for bell in bells:

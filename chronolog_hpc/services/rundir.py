@@ -2,6 +2,7 @@
 
     DIR/run/                        mode 0700: who is in it is in the deployment
         tokens                      made on first use, with the names `service` and the user's
+        tls.pem certificate.pem     where there is TLS: a certificate with its key, and without
         visor.json grapher.json player.json      who runs, where it listens
         keeper-NODE-PID.json
         up-NODE-PID.json            a `chronolog up`, and which roles it looks after
@@ -106,6 +107,8 @@ class RunDirectory:
         deployment: the deployment's directory.
         path: of the run directory.
         tokens: path of the token file.
+        tls: path of the certificate with its key.
+        certificate: path of the certificate alone.
     """
 
     def __init__(self, deployment: str | os.PathLike[str], *, create: bool = False) -> None:
@@ -122,6 +125,8 @@ class RunDirectory:
         self.deployment = Path(os.path.realpath(os.path.expanduser(deployment)))
         self.path = self.deployment / RUN_DIRECTORY
         self.tokens = self.path / "tokens"
+        self.tls = self.path / "tls.pem"
+        self.certificate = self.path / "certificate.pem"
         for directory in (self.deployment, self.path):
             if create:
                 _make(directory)
@@ -150,6 +155,11 @@ class RunDirectory:
                 "remove the file, and a new one is made"
             )
         return tokens
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether the services of the deployment speak TLS."""
+        return os.path.lexists(self.tls)
 
     def publish(self, process: Process) -> None:
         """Let everybody know of a process of this machine; its file is touched as long as this process lives."""

@@ -40,6 +40,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from chronolog_hpc.services.session import Body, Session
+from chronolog_hpc.services.tls import ServiceTls
 from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.errors import NotAuthorizedError, ProtocolError
 from py_chronolog_client.wire.frames import MAX_HEAD_BYTES, Limits
@@ -109,12 +110,14 @@ class Server:
     Attributes:
         service: what answers.
         tokens: name -> secret.
+        tls: its certificate; None: it speaks in the clear.
         counts: "accepted", "refused", "unauthorized" and "rejected" connections.
     """
 
-    def __init__(self, service: Service, tokens: Mapping[str, bytes]) -> None:
+    def __init__(self, service: Service, tokens: Mapping[str, bytes], tls: ServiceTls | None = None) -> None:
         self.service = service
         self.tokens = tokens
+        self.tls = tls
         self.counts: Counter[str] = Counter()
         self._sessions: set[Session] = set()
         self._unknown: dict[Session, None] = {}

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
+from chronolog_hpc.services.tls import Channel
 from py_chronolog_client.errors import ChronoLogError, NotAuthorizedError, ProtocolError
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.failures import failure_of
@@ -66,6 +67,7 @@ class Session(asyncio.BufferedProtocol):
         self.task: asyncio.Task[None] | None = None
         self._server = server
         self._decoder = FrameDecoder()
+        self._channel = None if server.tls is None else Channel(server.tls)
         self._frames: deque[tuple[Message, Body]] = deque()
         self._queued_bytes = 0
         self._fault: ChronoLogError | None = None
@@ -98,9 +100,10 @@ class Session(asyncio.BufferedProtocol):
         async with self._sending:
             for view in (memoryview(head), *views):
                 for start in range(0, view.nbytes, _UNSENT_BYTES):
-                    if self._gone.is_set():
+                    if self._gone.is_set() or self._leaving or self._transport.is_closing():
                         raise GoneError(f"{self} is gone")
-                    self._transport.write(view[start : start + _UNSENT_BYTES])
+                    piece = view[start : start + _UNSENT_BYTES]
+                    self._transport.write(piece if self._channel is None else self._channel.seal(piece))
                     await self._writable.wait()
 
     def log(self, level: int, sentence: str) -> None:
@@ -134,23 +137,47 @@ class Session(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return memoryview(bytearray(_UNSENT_BYTES)) if self._deaf else self._decoder.buffer()
+        if self._deaf:
+            return memoryview(bytearray(_UNSENT_BYTES))
+        return self._decoder.buffer() if self._channel is None else self._channel.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._deaf:
             return
         try:
-            frame = self._decoder.advance(nbytes)
-            if frame is None:
-                return
-            message = messages.decode(frame.head, has_body=bool(frame.body))
+            news = self._hear(nbytes) if self._channel is None else self._decrypt(self._channel, nbytes)
         except ProtocolError as error:
-            self._fault, self._deaf = error, True
-        else:
-            self._frames.append((message, frame.body))
-            self._queued_bytes += _FRAME_BYTES + len(frame.body)
-        self._changed.set()
-        self._pace()
+            self._fault, self._deaf, news = error, True, True
+        if news:
+            self._changed.set()
+            self._pace()
+
+    def _hear(self, nbytes: int) -> bool:
+        """Take note of bytes in the decoder's buffer; return whether they complete a request."""
+        frame = self._decoder.advance(nbytes)
+        if frame is None:
+            return False
+        self._frames.append((messages.decode(frame.head, has_body=bool(frame.body)), frame.body))
+        self._queued_bytes += _FRAME_BYTES + len(frame.body)
+        return True
+
+    def _decrypt(self, channel: Channel, nbytes: int) -> bool:
+        """Take note of bytes in the channel's buffer; return whether they complete a request."""
+        if not channel.receive(nbytes):
+            self._channel = None  # the last words are for somebody without TLS
+            raise ProtocolError(
+                "this service speaks TLS only: copy run/certificate.pem from the deployment, and name it in "
+                "CHRONOLOG_CERTIFICATE"
+            )
+        news = False
+        try:
+            while count := channel.read_into(self._decoder.buffer()):
+                news = self._hear(count) or news
+        finally:
+            self._transport.write(channel.unsent())
+        if count is not None:
+            self.eof_received()
+        return news
 
     def eof_received(self) -> bool:
         self._peer_ended = self._deaf = True
@@ -159,6 +186,7 @@ class Session(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
+        self._channel = None  # 40 KiB that would wait for the garbage collector
         self._gone.set()
         self._changed.set()
         self._writable.set()
@@ -176,6 +204,7 @@ class Session(asyncio.BufferedProtocol):
     async def _run(self) -> None:
         try:
             await self._serve()
+            self._say_goodbye()
             self._transport.close()  # when all that was said is with the kernel
             await self._until_gone()
         except GoneError as error:
@@ -202,7 +231,9 @@ class Session(asyncio.BufferedProtocol):
             await self._server.service.ended(self)
 
     async def _greet(self) -> None:
-        handshake = ServiceHandshake(self._server.service.role, self._server.tokens)
+        tls = self._server.tls
+        binding = b"" if tls is None else tls.binding
+        handshake = ServiceHandshake(self._server.service.role, self._server.tokens, binding)
         while not self.name:
             request = await self._next()
             if request is None:
@@ -242,13 +273,20 @@ class Session(asyncio.BufferedProtocol):
     async def _send_away(self, failure: Failure) -> None:
         """Tell the peer why, and give it a moment to read that."""
         self._deaf = True
+        if self._channel is not None and not self._channel.is_open:
+            return
         with suppress(GoneError, asyncio.TimeoutError):
             await asyncio.wait_for(self.send(failure), LINGER_S)
             self._leaving = True
+            self._say_goodbye()
             self._transport.write_eof()
             if not self._peer_ended:
                 self._transport.resume_reading()
                 await self._until_gone()
+
+    def _say_goodbye(self) -> None:
+        if self._channel is not None:
+            self._transport.write(self._channel.goodbye())
 
     async def _until_gone(self) -> None:
         with suppress(asyncio.TimeoutError):

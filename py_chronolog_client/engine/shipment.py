@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from py_chronolog_client.engine.connection import Address, Connection, readable
+from py_chronolog_client.engine.connection import Address, Connection
 from py_chronolog_client.errors import ChronoLogError, DamageError, ErrorCode, NotConnectedError
 from py_chronolog_client.store.outbox import Outbox
 from py_chronolog_client.wire import messages
@@ -34,6 +34,8 @@ _UNTOLD_S = 0.01
 """So often another process's client is looked at, which cannot say that."""
 _CONNECT_S = 2.0
 _REFUSALS = 5
+_PERHAPS = (ErrorCode.CL_ERR_INVALID_ARG, ErrorCode.CL_ERR_NOT_AUTHORIZED)
+"""So often a block is sent again that was refused so."""
 
 logger = logging.getLogger("py_chronolog_client")
 
@@ -53,6 +55,7 @@ class Shipment:
         keeps_all: whether the file system of the spool cannot give space back.
         uid: of the story, once the visor has said it.
         address: of the keeper, likewise.
+        ticket: to be shown to the keeper, likewise.
         outbox: what is to be sent, once there are files.
         listen: lets `look_at_s` be set to 0.0 after the client's next event; None where another process writes.
         look_at_s: before that the outbox is left alone, by time.monotonic(); inf: until the client says something.
@@ -87,6 +90,7 @@ class Shipment:
         self.introduced = self.is_orphan = self.is_idle = self.keeps_all = False
         self.uid = 0
         self.address: Address | None = None
+        self.ticket = b""
         self.outbox: Outbox | None = None
         self.listen: Callable[[], None] | None = None
         self.look_at_s = self.active_at_s = 0.0
@@ -212,6 +216,7 @@ class Link:
                 shipment.story,
                 shipment.client_id,
                 shipment.durable,
+                shipment.ticket,
             )
         )
 
@@ -266,7 +271,7 @@ class Link:
 
     def _listen(self, connection: Connection) -> None:
         """Hear all that was answered, without waiting."""
-        while readable([connection.fileno()], 0.0):
+        while connection.has_news():
             message, _ = connection.receive()
             self._hear(message)
 
@@ -321,7 +326,9 @@ class Link:
         self._take_back(stream, shipment)
         shipment.refusals += 1
         mendable = error.code == ErrorCode.CL_ERR_UNKNOWN
-        if mendable or (error.code == ErrorCode.CL_ERR_INVALID_ARG and shipment.refusals <= _REFUSALS):
+        if error.code == ErrorCode.CL_ERR_NOT_AUTHORIZED:
+            shipment.said = None  # the services have another secret now: the visor gives a new ticket
+        if mendable or (error.code in _PERHAPS and shipment.refusals <= _REFUSALS):
             if shipment.refusals == 1:
                 logger.warning("events stay in the spool for now: %s", error)
             self._again_at_s[stream] = time.monotonic() + RETRY_S

@@ -167,6 +167,10 @@ class Shipper:
         )
         try:
             visor = self._connected()
+        except ChronoLogError as error:  # nobody is there, or nobody lets this client in: that may change
+            self._refuse(shipment, error, final=False)
+            return
+        try:
             acquired = visor.ask(request, messages.Acquired, _ANSWER_S)
         except NotConnectedError as error:
             self._lose_visor()
@@ -175,7 +179,7 @@ class Shipper:
         except ChronoLogError as error:
             self._refuse(shipment, error, final=not isinstance(error, NoKeepersError))
             return
-        shipment.said, shipment.uid = visor, acquired.uid
+        shipment.said, shipment.uid, shipment.ticket = visor, acquired.uid, acquired.ticket
         address = Address(acquired.keeper_host, acquired.keeper_port)
         if shipment.address != address:
             self._take_off(shipment)
@@ -226,7 +230,7 @@ class Shipper:
                 raise NotConnectedError(f"the visor at {self._address} could not be reached a moment ago")
             try:
                 self._visor = Connection(self._address, self._identity, "visor")
-            except NotConnectedError:
+            except ChronoLogError:
                 self._visor_retry_at_s = time.monotonic() + RETRY_S
                 raise
         return self._visor

@@ -15,6 +15,8 @@ from py_chronolog_client.engine.base import Writer, WriterOptions
 from py_chronolog_client.engine.remote import RemoteEngine
 from py_chronolog_client.errors import AcquiredError
 from py_chronolog_client.identity import new_client_id
+from py_chronolog_client.tokens import new_secret, write_tokens
+from py_chronolog_client.wire.handshake import SERVICE_NAME
 from tests.store.writing import seeded
 from tests.support import processes
 from tests.support.counts import soak
@@ -119,6 +121,31 @@ def test_nobody_waits_for_a_keeper_that_is_away(deployment: Deployment, engine: 
     assert writer.flush() == 1001
     assert writer.statistics().backlog == 0
     assert records(engine) == [b"before", *(b"%d" % number for number in range(1000))]
+    writer.close()
+
+
+@pytest.mark.timeout(120)
+def test_who_is_not_let_in_for_a_while_and_whose_ticket_is_of_no_use_any_more_goes_on(
+    deployment: Deployment, engine: RemoteEngine
+) -> None:
+    """The services come back with another secret, and at first without the client's name."""
+    writer = open_writer(engine)
+    writer.log_event("before")
+    assert writer.flush() == 1
+    for role in reversed(deployment.roles):
+        role.kill()
+    services = {SERVICE_NAME: new_secret()}
+    deployment.tokens.unlink()
+    write_tokens(deployment.tokens, services)
+    for role in (*deployment.keepers, deployment.visor):  # a keeper is asked with the old ticket first
+        role.start()
+    writer.log_event("between")
+    assert writer.flush(timeout_s=1.0) == 1
+    deployment.tokens.unlink()
+    write_tokens(deployment.tokens, services | dict([deployment.identity[:2]]))
+    writer.log_event("after")
+    assert writer.flush() == 3
+    assert writer.statistics().lost == {}
     writer.close()
 
 
