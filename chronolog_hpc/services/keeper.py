@@ -70,6 +70,8 @@ class _Entry:
 
     intake: Intake
     streams: int = 0
+    counted: int = 0
+    """How many of the events that it took were counted."""
     is_retired: bool = False
     """Whether its story was destroyed."""
     waiting: deque[tuple[_Stream, int]] = field(default_factory=deque)
@@ -132,6 +134,12 @@ class Keeper(Service):
         self._readers.shutdown(cancel_futures=True)
         self._engine.close()
         self._tenancy.end()
+
+    def levels(self) -> dict[str, int]:
+        return {
+            "streams": sum(map(len, self._streams.values())),
+            "waiting_for_sync": sum(len(entry.waiting) for entry in self._entries.values()),
+        }
 
     async def answer(self, session: Session, message: Message, body: Body) -> None:
         match message:
@@ -211,6 +219,9 @@ class Keeper(Service):
         except (ChronoLogError, OSError) as error:
             await self._refuse(stream, error)
             return
+        taken = entry.intake.taken
+        stream.session.counts["events_in"] += taken - entry.counted
+        entry.counted = taken
         for ear in self._ears.get((stream.place.chronicle, stream.place.story), ()):
             ear.set()
         if not stream.durable:
@@ -242,6 +253,7 @@ class Keeper(Service):
         if stream.is_over:
             return
         stream.is_over = True
+        stream.session.counts["blocks_refused"] += 1
         if stream.entry.is_retired:
             error = NotFoundError(f"the story {stream.place.story!r:.200} was destroyed")
         stream.session.log(logging.WARNING, f"a block of {stream.place} is refused: {error}")

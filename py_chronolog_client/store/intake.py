@@ -73,6 +73,7 @@ class Intake:
         client_id: whose.
         sequence: number of the next event that it takes.
         is_empty: whether it has not even the client's first record.
+        taken: how many events it has appended.
     """
 
     def __init__(self, root: StoreRoot, directory: Path, client_id: int) -> None:
@@ -94,7 +95,7 @@ class Intake:
                 "not allow: give it a directory of its own"
             )
         self.client_id = client_id
-        self.sequence = 0
+        self.sequence = self.taken = 0
         self._root = root
         self._path = directory / f"{client_id:016x}.log"
         self._tail_path = self._path.with_suffix(".tail")
@@ -137,6 +138,7 @@ class Intake:
                     self._require_fitting(header, fields)
                 self._put(header, bytes(block) if self._segment is None else block)
                 self._note(header, fields)
+                self.taken += header.count
                 self._settle_tail()
             return self.sequence
 
