@@ -68,7 +68,7 @@ def _text(found: dict[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     for spool in found["spools"]:
-        lines += _spool(spool)
+        lines += _spool(spool) if spool["clients"] else []
     return "\n".join(lines) + "\n"
 
 

@@ -56,6 +56,10 @@ def register(commands: argparse._SubParsersAction[Any]) -> None:
         help="accept an address that others can reach: there is no TLS, so they can read all events",
     )  # fmt: skip
     parser.add_argument(
+        "--metrics-port", metavar="P", type=whole_number(0, 65535),
+        help="serve metrics for Prometheus there, on loopback of each node; 0 for any that is free (default: none)",
+    )  # fmt: skip
+    parser.add_argument(
         "--background", action="store_true", help="return when everything is ready, and leave it running"
     )
     parser.add_argument(
@@ -83,6 +87,7 @@ def prepare(args: argparse.Namespace) -> Job:
         port=args.port,
         query_port=args.query_port,
         insecure_network=args.insecure_network,
+        metrics_port=args.metrics_port,
         background=args.background,
         role=args.role,
     )

@@ -35,6 +35,8 @@ from py_chronolog_client.tokens import TOKEN_VARIABLE
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from chronolog_hpc.services.metrics import Metrics
+
 _OTHERS = (KEEPER, PLAYER)
 _SHARED_S = 60.0
 _TICK_S, _ALONE_TICK_S = 0.1, 0.5
@@ -53,6 +55,8 @@ class Wishes:
     port: int | None = None
     query_port: int | None = None
     insecure_network: bool = False
+    metrics_port: int | None = None
+    """On loopback; None: no metrics."""
     background: bool = False
     role: str | None = None
     """The only role to run; None for all."""
@@ -81,7 +85,9 @@ def _run(wishes: Wishes, comm: MPI.Comm | None, ready: Callable[[RunDirectory], 
         run = _shared_directory(team, wishes.directory)
         roles = team.together(lambda: _roles(wishes, run, configuration, nodes, team.rank))
         with ExitStack() as stack:
-            deployment = team.together(lambda: stack.enter_context(Deployment(run, roles)))
+            deployment = team.together(
+                lambda: stack.enter_context(Deployment(run, roles, wishes.metrics_port))
+            )
             team.together(lambda: deployment.start([VISOR]))
             visor = team.from_root(lambda: deployment.addresses.get(VISOR) or _visor_in(run))
             team.together(lambda: deployment.start(_OTHERS, visor))
@@ -91,7 +97,7 @@ def _run(wishes: Wishes, comm: MPI.Comm | None, ready: Callable[[RunDirectory], 
                 for name, address in services.items()
             ]
             if team.rank == 0:
-                streams.publish(_summary(run, listening))
+                streams.publish(_summary(run, listening, deployment.metrics))
             ready(run)
             end = _End(team)
             deployment.watch(end.has_come, _TICK_S if team.size > 1 else _ALONE_TICK_S)
@@ -221,7 +227,7 @@ def _visor_in(run: RunDirectory) -> Address:
     return Address(visor.host, visor.port)
 
 
-def _summary(run: RunDirectory, listening: list[tuple[str, str, Address]]) -> str:
+def _summary(run: RunDirectory, listening: list[tuple[str, str, Address]], metrics: Metrics | None) -> str:
     """Return what a user needs to know."""
     lines = [f"ChronoLog deployment in {run.deployment}"]
     lines += [f"  {name:<8}{address!s:<24}{node}" for name, node, address in listening]
@@ -234,6 +240,8 @@ def _summary(run: RunDirectory, listening: list[tuple[str, str, Address]]) -> st
         if name in places:
             host, port = places[name]
             lines.append(f'  {kind}("ofi+sockets", "{host}", {port}, {provider})')
+    if metrics is not None:
+        lines.append(f"metrics of this machine are at http://{metrics.address}/metrics")
     lines.append(f"logs are in {log_directory(run)}; Ctrl-C or 'chronolog down' ends it")
     return "\n".join(lines) + "\n"
 
