@@ -101,6 +101,8 @@ def plan(
                 (stores or run.deployment) / own,
                 log_directory(run) / (log.file or f"{own}.log"),
                 log.level,
+                log.size_bytes,
+                log.kept,
             )
         )
     return roles

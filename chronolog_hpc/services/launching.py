@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 import signal
-import sys
 from array import array
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,9 +23,10 @@ from chronolog_hpc import streams
 from chronolog_hpc.clientlib import ChronoLogError, InvalidArgumentError
 from chronolog_hpc.mpi import Team, load_mpi, wait
 from chronolog_hpc.services.child import Role
-from chronolog_hpc.services.configuration import Configuration, read_configuration
+from chronolog_hpc.services.configuration import Configuration, Log, read_configuration
 from chronolog_hpc.services.deployment import ROLES, Deployment, log_directory, plan
 from chronolog_hpc.services.listening import is_loopback
+from chronolog_hpc.services.logfile import LogFile
 from chronolog_hpc.services.rundir import KEEPER, PLAYER, VISOR, RunDirectory, wait_until
 from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.store import owner
@@ -77,7 +77,7 @@ def launch(wishes: Wishes, comm: MPI.Comm | None) -> int:
 
 
 def _run(wishes: Wishes, comm: MPI.Comm | None, ready: Callable[[RunDirectory], None]) -> int:
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s chronolog up: %(message)s")
+    _log_to(logging.StreamHandler())
     with Team(comm) as team:
         node = str(owner.describe_process()["host"])
         nodes = team.allgather(node)
@@ -246,6 +246,13 @@ def _summary(run: RunDirectory, listening: list[tuple[str, str, Address]], metri
     return "\n".join(lines) + "\n"
 
 
+def _log_to(handler: logging.Handler) -> None:
+    """Log what happens to the deployment with a handler, and nowhere else."""
+    logging.basicConfig(
+        handlers=[handler], level=logging.INFO, format="%(asctime)s chronolog up: %(message)s", force=True
+    )
+
+
 def _in_background(run: Callable[[Callable[[RunDirectory], None]], int]) -> int:
     """Run something in a process that outlives this one; return 0 when it is ready, or its exit code.
 
@@ -268,12 +275,10 @@ def _in_background(run: Callable[[Callable[[RunDirectory], None]], int]) -> int:
     os.setsid()
 
     def leave(directory: RunDirectory) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        log = os.open(log_directory(directory) / "up.log", flags, 0o600)
+        path, bounds = log_directory(directory) / "up.log", Log()
+        _log_to(LogFile(path, bounds.size_bytes, bounds.kept, descriptors=(1, 2)))
         nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        for source, target in ((nothing, 0), (log, 1), (log, 2)):
-            os.dup2(source, target)
-        os.close(log)
+        os.dup2(nothing, 0)
         os.close(nothing)
         os.write(writer, _READY)
         os.close(writer)

@@ -101,9 +101,9 @@ def test_a_whole_file(tmp_path: Path) -> None:
         recording=Address("127.0.0.1", 6666),
         query=Address("127.0.0.1", 5557),
         logs={
-            "visor": Log("debug", Path("visor.log")),
-            "keeper": Log("warning", Path("/var/log/chronolog/keeper.log")),
-            "player": Log("off", None),
+            "visor": Log("debug", Path("visor.log"), 1048576, 3),
+            "keeper": Log("warning", Path("/var/log/chronolog/keeper.log"), 1048576, 3),
+            "player": Log("off", None, 1048576, 3),
         },
         story_files=Path("/scratch/stories"),
         notes=("ofi+sockets: all services of this deployment speak TCP",),
