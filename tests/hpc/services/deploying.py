@@ -151,8 +151,8 @@ class Deployment:
         return service
 
     def at(self, port: int) -> ServiceProcess:
-        """Return the service that listens at a port."""
-        return next(service for service in self.running if service.address.port == port)
+        """Return the service that listens at a port; a keeper may be registered before it is known here."""
+        return until(lambda: next((each for each in self.running if each.address.port == port), None))
 
     def connect(self, service: ServiceProcess, name: str = ALICE) -> Connection:
         connection = Connection(service.address, Identity(name, self.secrets[name]), service.role)
