@@ -4,7 +4,8 @@ The configuration, not the code, chooses the engine:
 
 1. `CHRONOLOG_STORE=DIR` in the environment: the embedded engine in DIR, whatever the program says;
 2. the protocol "file": the embedded engine in the directory that the `ip` field names;
-3. anything else is a deployment on the network.
+3. anything else is a deployment on the network, at the address in the program, unless `CHRONOLOG_VISOR=HOST:PORT` and
+   `CHRONOLOG_PLAYER=HOST:PORT` say another: a job's deployment is elsewhere each time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ from py_chronolog_client.errors import InvalidArgumentError, NotConnectedError
 
 STORE_VARIABLE = "CHRONOLOG_STORE"
 """Environment variable that names the directory of a store."""
+
+VISOR_VARIABLE = "CHRONOLOG_VISOR"
+"""Environment variable: where the visor listens, for programs that name another address."""
+
+PLAYER_VARIABLE = "CHRONOLOG_PLAYER"
+"""Environment variable: where the player listens, likewise."""
 
 FILE_PROTOCOL = "file"
 """Protocol that means: the `ip` field is the directory of a store."""
@@ -100,13 +107,20 @@ def open_engine(portal: ClientPortalServiceConf, query: ClientQueryServiceConf |
     from py_chronolog_client.engine.remote import RemoteEngine
     from py_chronolog_client.tokens import own_identity
 
-    visor = Address(portal.ip, portal.port)
-    player = None if query is None else Address(query.ip, query.port)
+    def address(variable: str, conf: _ServiceConf) -> Address:
+        said = os.environ.get(variable)
+        try:
+            return Address.of(said) if said else Address(conf.ip, conf.port)
+        except ValueError as error:
+            raise InvalidArgumentError(f"{variable}: {error}") from error
+
+    visor = address(VISOR_VARIABLE, portal)
+    player = None if query is None else address(PLAYER_VARIABLE, query)
     try:
         require_listener(visor)
         return RemoteEngine(visor, player, own_identity())
     except NotConnectedError as error:
         raise NotConnectedError(
-            f"no ChronoLog service at {portal.proto}://{portal.ip}:{portal.port}: {error}; to keep stories in a directory "
+            f"no ChronoLog service at {portal.proto}://{visor}: {error}; to keep stories in a directory "
             f'instead, set {STORE_VARIABLE}=DIR, or use ClientPortalServiceConf("{FILE_PROTOCOL}", DIR, 0, 0)'
         ) from error

@@ -128,6 +128,16 @@ def test_no_engine_is_an_error_that_says_what_to_do() -> None:
         assert part in str(caught.value)
 
 
+def test_the_environment_says_where_a_deployment_is(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    monkeypatch.setenv("CHRONOLOG_VISOR", "127.0.0.1:1")
+    with pytest.raises(NotConnectedError, match="ofi\\+sockets://127.0.0.1:1: nothing answers"):
+        open_engine(ClientPortalServiceConf("ofi+sockets", "192.0.2.1", 5555, 55))
+    assert isinstance(open_engine(ClientPortalServiceConf("file", str(tmp_path / "s"), 0, 0)), EmbeddedEngine)
+    monkeypatch.setenv("CHRONOLOG_VISOR", "nowhere")
+    with pytest.raises(InvalidArgumentError, match="CHRONOLOG_VISOR: 'nowhere' is not HOST:PORT"):
+        open_engine(ClientPortalServiceConf())
+
+
 def test_a_directory_that_is_no_store(tmp_path: pathlib.Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(StoreError, match=str(tmp_path)):

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from chronolog_hpc.cli.arguments import whole_number
+from chronolog_hpc.cli.arguments import seconds, whole_number
 
 if TYPE_CHECKING:
     from chronolog_hpc.cli.outcome import Job
@@ -56,6 +56,11 @@ def register(commands: argparse._SubParsersAction[Any]) -> None:
         help="accept an address that others can reach: there is no TLS, so they can read all events",
     )  # fmt: skip
     parser.add_argument(
+        "--drain", metavar="S", type=seconds, default=0.0,
+        help="at the end ship first what this user's programs have left on each node, and wait for those that live, for so "
+        "long (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--metrics-port", metavar="P", type=whole_number(0, 65535),
         help="serve metrics for Prometheus there, on loopback of each node; 0 for any that is free (default: none)",
     )  # fmt: skip
@@ -87,6 +92,7 @@ def prepare(args: argparse.Namespace) -> Job:
         port=args.port,
         query_port=args.query_port,
         insecure_network=args.insecure_network,
+        drain_s=args.drain,
         metrics_port=args.metrics_port,
         background=args.background,
         role=args.role,

@@ -199,14 +199,17 @@ class Deployment:
             if self._signals.count:
                 raise StartError("stopped before all services were ready")
 
-    def watch(self, is_over: Callable[[], bool] = lambda: False, tick_s: float = _TICK_S) -> None:
+    def watch(
+        self, is_over: Callable[[], bool] = lambda: False, tick_s: float = _TICK_S, signals: int = 1
+    ) -> None:
         """Keep the services alive until a signal says that it is over.
 
         Args:
             is_over: is asked every `tick_s` as well.
             tick_s: longest time between two looks.
+            signals: how many have to have come.
         """
-        while not self._signals.count and not is_over():
+        while self._signals.count < signals and not is_over():
             self._signals.wait([child.ready_descriptor for child in self.children], tick_s)
             for child in self.children:
                 child.look()

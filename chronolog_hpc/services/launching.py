@@ -14,9 +14,11 @@ import os
 import signal
 from array import array
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 from chronolog_hpc import streams
@@ -30,7 +32,7 @@ from chronolog_hpc.services.logfile import LogFile
 from chronolog_hpc.services.rundir import KEEPER, PLAYER, VISOR, RunDirectory, wait_until
 from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.store import owner
-from py_chronolog_client.tokens import TOKEN_VARIABLE
+from py_chronolog_client.tokens import TOKEN_VARIABLE, own_identity
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -55,6 +57,8 @@ class Wishes:
     port: int | None = None
     query_port: int | None = None
     insecure_network: bool = False
+    drain_s: float = 0.0
+    """So long the end waits for what is in the spools of the nodes."""
     metrics_port: int | None = None
     """On loopback; None: no metrics."""
     background: bool = False
@@ -102,8 +106,48 @@ def _run(wishes: Wishes, comm: MPI.Comm | None, ready: Callable[[RunDirectory], 
             end = _End(team)
             deployment.watch(end.has_come, _TICK_S if team.size > 1 else _ALONE_TICK_S)
             end.announce()
+            if wishes.drain_s:
+                _drain(team, deployment, visor, run, wishes.drain_s)
         end.conclude()
         return 1 if team.total(not deployment.ended_well) else 0
+
+
+def _drain(
+    team: Team, deployment: Deployment, visor: Address | None, run: RunDirectory, timeout_s: float
+) -> None:
+    """Ship what the spools of all nodes hold while their services still live; say what stays.
+
+    Collective: synchronises, so that no keeper ends before others have shipped to it.
+    """
+    given_up = Event()
+    with ThreadPoolExecutor(1, "chronolog-drain") as pool:
+        if deployment.children and visor is not None:
+            drained = pool.submit(_drain_here, visor, run, timeout_s, given_up)
+            deployment.watch(drained.done, _TICK_S, signals=2)
+            given_up.set()
+        if team.comm is not None:
+            everywhere = team.comm.Ibarrier()
+            deployment.watch(everywhere.Test, _TICK_S, signals=2)
+            wait(everywhere)
+
+
+def _drain_here(visor: Address, run: RunDirectory, timeout_s: float, given_up: Event) -> None:
+    from py_chronolog_client.engine.draining import drain_before_end  # with it comes numpy
+
+    try:
+        left = drain_before_end(visor, own_identity(run.tokens), timeout_s, given_up.is_set)
+    except (ChronoLogError, OSError) as error:
+        logger.warning("the spool is not drained: %s", error)
+        return
+    for client in left:
+        logger.warning(
+            "not shipped: client %016x of story %r of %r, whose process %s: at most %d events",
+            client.client_id,
+            client.story,
+            client.chronicle,
+            "is dead" if client.is_dead else "lives",
+            client.left.events,
+        )
 
 
 class _End:

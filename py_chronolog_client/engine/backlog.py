@@ -48,6 +48,16 @@ def spools_of(visor: Address) -> list[Path]:
     ]
 
 
+def clients_waiting(engine: EmbeddedEngine) -> Iterator[tuple[str, str, Path, int]]:
+    """Yield chronicle, story, directory and id of each client that has files in an open spool."""
+    for chronicle in engine.chronicles():
+        for name in engine.stories(chronicle):
+            with suppress(ChronoLogError):  # it is destroyed at this moment
+                directory = engine.story_directory(chronicle, name)
+                for client_id in clients_in(directory):
+                    yield chronicle, name.partition(" ")[2], directory, client_id
+
+
 def backlog(spool: Path, marks: Callable[[str, str], Marks]) -> Iterator[Waiting]:
     """Yield the clients that have files in a spool.
 
@@ -59,17 +69,14 @@ def backlog(spool: Path, marks: Callable[[str, str], Marks]) -> Iterator[Waiting
         ChronoLogError: the spool cannot be used.
     """
     engine = EmbeddedEngine(spool)
+    known: dict[tuple[str, str], Marks] = {}
     try:
-        for chronicle in engine.chronicles():
-            for name in engine.stories(chronicle):
-                with suppress(ChronoLogError):  # it is destroyed at this moment, or shipped and removed
-                    directory = engine.story_directory(chronicle, name)
-                    story = name.partition(" ")[2]
-                    clients = clients_in(directory)
-                    there = marks(chronicle, story) if clients else {}
-                    for client_id in clients:
-                        left = arrears(directory, client_id, there.get(client_id, 0))
-                        yield Waiting(chronicle, story, client_id, is_dead(directory, client_id), left)
+        for chronicle, story, directory, client_id in clients_waiting(engine):
+            if (chronicle, story) not in known:
+                known[chronicle, story] = marks(chronicle, story)
+            with suppress(ChronoLogError, OSError):  # it is shipped and removed at this moment
+                left = arrears(directory, client_id, known[chronicle, story].get(client_id, 0))
+                yield Waiting(chronicle, story, client_id, is_dead(directory, client_id), left)
     finally:
         engine.close()
 
