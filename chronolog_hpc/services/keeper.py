@@ -63,6 +63,9 @@ class _Place(NamedTuple):
     uid: int
     client_id: int
 
+    def __str__(self) -> str:
+        return f"client {self.client_id:016x} of story {self.story!r:.200} of {self.chronicle!r:.200}"
+
 
 @dataclass(eq=False, slots=True)
 class _Entry:
