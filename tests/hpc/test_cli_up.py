@@ -110,6 +110,20 @@ def test_a_program_for_the_compiled_client_logs_and_replays_and_finds_it_all_aga
 
 
 @pytest.mark.slow
+def test_a_copy_is_a_backup_and_drains_at_its_end(directory: Path) -> None:
+    spool = directory.parent / "spool"
+    spool.mkdir()
+    with up(directory) as started:
+        assert run_program(started.run, spool, "before") == "1000, before 0, before 999\n"
+        assert started.end() == 0
+    shutil.copytree(directory, directory.parent / "backup", symlinks=True)
+    with up(directory.parent / "backup", *FREE, "--drain", "20") as restored:
+        assert run_program(restored.run, spool, "after") == "2000, before 0, after 999\n"
+        assert restored.end() == 0
+        assert "not shipped" not in restored.err
+
+
+@pytest.mark.slow
 def test_status_and_down(directory: Path) -> None:
     assert background(directory).returncode == 0
     told = chronolog("status", "--directory", directory, "--json")
