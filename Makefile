@@ -6,6 +6,8 @@ PYTHON ?=
 NP ?= 4
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
+# Most tests wait for processes: two at a time take a little more than half the time of one after the other.
+TEST_WORKERS ?= 2
 SOAK_TIMEOUT_S ?= 3600
 
 VENV := .venv
@@ -24,7 +26,7 @@ endif
 
 help:
 	@echo "make bench    run the benchmarks on $(NP) ranks (NP=, BENCH_ARGS=)"
-	@echo "make test     run the tests with reduced counts (PYTEST_ARGS=)"
+	@echo "make test     run the tests with reduced counts, $(TEST_WORKERS) at a time (TEST_WORKERS=, PYTEST_ARGS=)"
 	@echo "make soak     run the tests with full counts"
 	@echo "make lint     ruff check, ruff format --check, mypy --strict"
 	@echo "make format   let ruff format the code and fix what it safely can"
@@ -47,10 +49,10 @@ bench: $(READY)
 	$(BIN)/mpiexec -n $(NP) $(BIN)/chronolog bench $(BENCH_ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 soak: $(READY)
-	CHRONOLOG_SOAK=1 $(BIN)/python -m pytest --timeout=$(SOAK_TIMEOUT_S) $(PYTEST_ARGS)
+	CHRONOLOG_SOAK=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal --timeout=$(SOAK_TIMEOUT_S) $(PYTEST_ARGS)
 
 lint: $(LINT_READY)
 	$(BIN)/python -m ruff check .

@@ -84,7 +84,12 @@ from py_chronolog_client.clock import (  # noqa: E402
     SystemClock,
     offset_to_utc,
 )
-from py_chronolog_client.conf import FILE_PROTOCOL, STORE_VARIABLE  # noqa: E402
+from py_chronolog_client.conf import (  # noqa: E402
+    FILE_PROTOCOL,
+    PORTAL_VARIABLE,
+    STORE_VARIABLE,
+    service_address,
+)
 from py_chronolog_client.engine.base import (  # noqa: E402
     MAX_TIME_NS,
     Durability,
@@ -113,6 +118,8 @@ if TYPE_CHECKING:
     from py_chronolog_client.timeline import correct, surprise
 
 __all__ = [
+    "FILE_PROTOCOL",
+    "PORTAL_VARIABLE",
     "STORE_VARIABLE",
     "ChronoLogError",
     "Client",
@@ -159,6 +166,7 @@ __all__ = [
     "open_client",
     "release",
     "require_store",
+    "service_address",
     "store_directory",
     "store_path",
     "story_order",
@@ -248,8 +256,9 @@ class ClientFile(NamedTuple):
 
     client_id: int
     host: str
-    """Where it ran; empty if that cannot be read."""
-    size_bytes: int
+    """Where it ran; empty if that cannot be told."""
+    size: int
+    """Bytes of its files, or its events where those are somebody else's: to compare clients of a story with."""
 
 
 class StoryFiles:

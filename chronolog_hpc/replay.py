@@ -18,10 +18,8 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from chronolog_hpc import clientlib
 from chronolog_hpc.clientlib import (
     MAX_TIME_NS,
     ClientFile,
@@ -29,9 +27,9 @@ from chronolog_hpc.clientlib import (
     EventList,
     InvalidArgumentError,
     ScanReport,
-    StoryFiles,
 )
 from chronolog_hpc.mpi import Team
+from chronolog_hpc.places import Conf, Place, choose
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,6 +58,7 @@ def replay_story(
     story: str,
     *,
     store: str | os.PathLike[str] | None = None,
+    conf: Conf | None = None,
     start: int = 0,
     end: int = MAX_TIME_NS,
     root: int | None = None,
@@ -80,6 +79,7 @@ def replay_story(
         chronicle: name.
         story: name; of a session with `per_rank`, f"{story}.{rank}".
         store: directory of the store, as for `open_story`.
+        conf: the two configurations of a deployment, as for `open_story`.
         start: first time, ns since 1970 UTC.
         end: last time, ns since 1970 UTC.
         root: gather everything on this rank, and nothing on the others; None to slice.
@@ -91,8 +91,8 @@ def replay_story(
             finished job; the times of the events stay as they were logged.
 
     Returns:
-        The events. On several ranks they are in memory; on one rank their records are read from the store
-        when they are looked at.
+        The events. On several ranks they are in memory; on one rank their records are read from the store,
+        if there is one, when they are looked at.
 
     Raises:
         NotFoundError: there is no such story. All errors are raised on all ranks.
@@ -105,32 +105,32 @@ def replay_story(
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
     request = _Request(chronicle, story, start, end, root, bool(aligned))
     with Team(comm) as team:
-        directory, client_ids = _begin(team, request, store)
-        own = _deal_out(team, directory, request, client_ids) if team.size > 1 else None
+        place, clients = _begin(team, request, store, conf)
+        own = _deal_out(team, place, request, clients) if team.size > 1 else None
         report = ScanReport()
         if own is None:
-            events = _scan_alone(directory, request, timeout_s, report)
+            events = _scan_alone(place, request, timeout_s, report)
         else:
-            events = _slice(team, directory, request, own, deadline_s, allow_damage, report)
+            events = _slice(team, place, request, own, deadline_s, allow_damage, report)
         _conclude(team, request, events, report, allow_damage)
     return events
 
 
-def deal(files: Sequence[ClientFile], hosts: Sequence[str]) -> list[list[int]]:
+def deal(clients: Sequence[ClientFile], hosts: Sequence[str]) -> list[list[int]]:
     """Deal clients out to ranks: the largest first, to the rank with the least, if possible on its own host.
 
     No rank gets more than its share of the number of clients, rounded up.
 
     Args:
-        files: the clients.
+        clients: what is known of them.
         hosts: host of each rank.
 
     Returns:
         The client ids for each rank, sorted.
     """
-    limit = -(-len(files) // len(hosts))
+    limit = -(-len(clients) // len(hosts))
     dealt: list[list[int]] = [[] for _ in hosts]
-    loads_bytes = [0] * len(hosts)
+    loads = [0] * len(hosts)
     everywhere = [(0, rank) for rank in range(len(hosts))]
     by_host = defaultdict(list)
     for rank, host in enumerate(hosts):
@@ -138,32 +138,34 @@ def deal(files: Sequence[ClientFile], hosts: Sequence[str]) -> list[list[int]]:
 
     def least_loaded(heap: list[tuple[int, int]]) -> int | None:
         while heap:
-            load_bytes, rank = heap[0]
+            load, rank = heap[0]
             if len(dealt[rank]) == limit:
                 heapq.heappop(heap)
-            elif load_bytes != loads_bytes[rank]:
-                heapq.heapreplace(heap, (loads_bytes[rank], rank))
+            elif load != loads[rank]:
+                heapq.heapreplace(heap, (loads[rank], rank))
             else:
                 return rank
         return None
 
-    for file in sorted(files, key=lambda file: (-file.size_bytes, file.client_id)):
-        chosen = least_loaded(by_host.get(file.host, []))
+    for client in sorted(clients, key=lambda client: (-client.size, client.client_id)):
+        chosen = least_loaded(by_host.get(client.host, []))
         if chosen is None:
             chosen = least_loaded(everywhere)
         if chosen is not None:  # it never is None: there are as many places as clients
-            dealt[chosen].append(file.client_id)
-            loads_bytes[chosen] += file.size_bytes
+            dealt[chosen].append(client.client_id)
+            loads[chosen] += client.size
     return [sorted(client_ids) for client_ids in dealt]
 
 
-def _begin(team: Team, request: _Request, store: str | os.PathLike[str] | None) -> tuple[Path, list[int]]:
-    """Find the store and the story's clients on rank 0, and make sure that all ranks ask for the same."""
+def _begin(
+    team: Team, request: _Request, store: str | os.PathLike[str] | None, conf: Conf | None
+) -> tuple[Place, list[ClientFile]]:
+    """Find the story's clients on rank 0, and make sure that all ranks ask for the same."""
 
-    def look() -> tuple[_Request, Path, list[int]]:
+    def look() -> tuple[_Request, Place, list[ClientFile]]:
         _check(request, team.size)
-        directory, _ = clientlib.store_directory(store)
-        return request, directory, StoryFiles(directory, request.chronicle, request.story).client_ids()
+        place, _ = choose(store, conf)
+        return request, place, place.clients(request.chronicle, request.story)
 
     def compare() -> None:
         if asked != request:
@@ -171,9 +173,9 @@ def _begin(team: Team, request: _Request, store: str | os.PathLike[str] | None) 
                 f"all ranks must ask for the same: rank 0 for {asked}, and not {request}"
             )
 
-    asked, directory, client_ids = team.from_root(look)
+    asked, place, clients = team.from_root(look)
     team.together(compare)
-    return directory, client_ids
+    return place, clients
 
 
 def _check(request: _Request, size: int) -> None:
@@ -191,21 +193,21 @@ def _check(request: _Request, size: int) -> None:
         raise InvalidArgumentError(f"root {request.root} is none of the ranks 0 to {size - 1}")
 
 
-def _deal_out(team: Team, directory: Path, request: _Request, client_ids: list[int]) -> list[int]:
+def _deal_out(team: Team, place: Place, request: _Request, clients: Sequence[ClientFile]) -> list[int]:
     """Return the clients that this rank reads."""
+    share = clients[team.rank :: team.size]
 
     def describe() -> list[ClientFile]:
-        files = StoryFiles(clientlib.store_directory(directory)[0], request.chronicle, request.story)
-        return files.describe(client_ids[team.rank :: team.size])
+        return place.seen_from_here().described(request.chronicle, request.story, share)
 
     told = team.allgather((socket.gethostname(), team.together(describe)))
-    files = [file for _, described in told for file in described]
-    return deal(files, [host for host, _ in told])[team.rank]
+    everybody = [client for _, described in told for client in described]
+    return deal(everybody, [host for host, _ in told])[team.rank]
 
 
-def _scan_alone(directory: Path, request: _Request, timeout_s: float | None, report: ScanReport) -> EventList:
+def _scan_alone(place: Place, request: _Request, timeout_s: float | None, report: ScanReport) -> EventList:
     events = EventList()
-    client = clientlib.open_client(directory)
+    client = place.open_client()
     try:
         for page in client.replay(
             *request[:4], timeout_s=timeout_s, verify=True, aligned=request.aligned, report=report
@@ -218,7 +220,7 @@ def _scan_alone(directory: Path, request: _Request, timeout_s: float | None, rep
 
 def _slice(
     team: Team,
-    directory: Path,
+    place: Place,
     request: _Request,
     own: list[int],
     deadline_s: float | None,
@@ -229,14 +231,14 @@ def _slice(
     from chronolog_hpc.exchange import exchange
 
     events = EventList()
-    run = team.together(lambda: _scan(directory, request, own, deadline_s, verify, report))
+    run = team.together(lambda: _scan(place, request, own, deadline_s, verify, report))
     for page in exchange(team, run, _cuts(team, run, request.root), deadline_s):
         events.add_page(page)
     return events
 
 
 def _scan(
-    directory: Path,
+    place: Place,
     request: _Request,
     own: list[int],
     deadline_s: float | None,
@@ -246,9 +248,9 @@ def _scan(
     """Read the columns of this rank's share; with `verify` leave out what is damaged now, not when it is sent."""
     from chronolog_hpc.exchange import Run
 
-    here = clientlib.store_directory(directory)[0]
-    StoryFiles(here, request.chronicle, request.story).require(own)
-    client = clientlib.open_client(here)
+    here = place.seen_from_here()
+    here.require(request.chronicle, request.story, own)
+    client = here.open_client()
     try:
         left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
         pages = client.replay(

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from chronolog_hpc import clientlib
 from chronolog_hpc.clientlib import (
+    PORTAL_VARIABLE,
     STORE_VARIABLE,
     ChronoLogError,
     Client,
@@ -34,6 +35,7 @@ from chronolog_hpc.clientlib import (
     Durability,
     ErrorCode,
     InvalidArgumentError,
+    NotConnectedError,
     StoreError,
     StoryHandle,
     SystemClock,
@@ -41,6 +43,7 @@ from chronolog_hpc.clientlib import (
     store_path,
 )
 from chronolog_hpc.mpi import Team, is_clean_exit
+from chronolog_hpc.places import Conf, Deployment, Place, choose
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -75,8 +78,8 @@ class RankStory:
     chronicle: str
     story: str
     """Name of the story that this rank writes; with `per_rank` it ends in the rank."""
-    store: Path
-    """Directory of the store, absolute."""
+    store: Path | None
+    """Directory of the store, absolute; None in a deployment."""
     clock: Clock
     """Where this rank's times come from: a `SyncedClock`, unless another one was given or there is no MPI."""
 
@@ -123,6 +126,7 @@ class _Asked(NamedTuple):
     story: str
     per_rank: bool
     store: str | None
+    conf: Conf | None
     durability: Durability
     clock: str | None
     """Its kind."""
@@ -131,9 +135,10 @@ class _Asked(NamedTuple):
 class _Plan(NamedTuple):
     """What rank 0 tells the others."""
 
-    store: Path
+    place: Place
     prefix: int
-    proof: str
+    mark: str
+    """What the others must see there; empty for one rank."""
     host: str
 
 
@@ -145,6 +150,7 @@ def open_story(
     *,
     per_rank: bool = False,
     store: str | os.PathLike[str] | None = None,
+    conf: Conf | None = None,
     attrs: Mapping[str, str] | None = None,
     durability: Durability = "process",
     clock: Clock | None = None,
@@ -153,8 +159,9 @@ def open_story(
     """Open a story on all ranks, for the time of the block.
 
     Rank 0 creates what is missing: store, chronicle, story. The store is the one of CHRONOLOG_STORE, else
-    `store`, else `chronolog_store` in rank 0's working directory, which rank 0 then names on stderr. Before
-    anything is logged, every rank proves that it sees there what rank 0 has made.
+    `store` or the deployment of `conf`, else the deployment of CHRONOLOG_PORTAL and CHRONOLOG_QUERY, else `chronolog_store`
+    in rank 0's working directory, which rank 0 then names on stderr. Before anything is logged, every rank proves that
+    it sees there what rank 0 has made.
 
     At the end of the block every rank flushes and releases its story; when the block has been left, every
     event of every rank is visible to all. Events that could not be stored are counted over all ranks and
@@ -179,6 +186,7 @@ def open_story(
         story: name.
         per_rank: a story for each rank, named f"{story}.{rank}", instead of one that all share.
         store: directory of the store.
+        conf: the configurations of the portal and the query service of a deployment, as for `Client`, instead.
         attrs: attributes of the story, if it is created.
         durability: what an acknowledged event survives: the death of its "process", or a power cut of its
             "node".
@@ -210,6 +218,7 @@ def open_story(
             story,
             per_rank,
             None if store is None else os.fsdecode(store),
+            conf,
             durability,
             None if clock is None else type(clock).__name__,
         )
@@ -219,9 +228,9 @@ def open_story(
             opening = _Opening(
                 chronicle, name, attrs, {"durability": durability, "clock": common, "description": described}
             )
-            client, handle, directory = _open(team, opening, asked)
+            client, handle, place = _open(team, opening, asked)
             rank_story = RankStory(
-                handle.log_event, handle, client, team.rank, team.size, chronicle, name, directory, common
+                handle.log_event, handle, client, team.rank, team.size, chronicle, name, place.store, common
             )
             try:
                 with _following(handle, common):
@@ -342,27 +351,27 @@ class _Opening:
     attrs: Mapping[str, str] | None
     options: Mapping[str, Any]
 
-    def acquire(self, directory: Path, client_id: int, *, create: bool) -> tuple[Client, StoryHandle, Path]:
-        """Return a client that has acquired the story, its handle and the store."""
-        client = clientlib.open_client(directory, client_id=client_id, **self.options)
+    def acquire(self, place: Place, client_id: int, *, create: bool) -> tuple[Client, StoryHandle, Place]:
+        """Return a client that has acquired the story, its handle, and where that is."""
+        client = place.open_client(client_id=client_id, **self.options)
         try:
             if create:
                 code = client.CreateChronicle(self.chronicle)
                 clientlib.check(client, code, ErrorCode.CL_ERR_CHRONICLE_EXISTS)
-            return client, clientlib.acquire(client, self.chronicle, self.story, self.attrs), directory
+            return client, clientlib.acquire(client, self.chronicle, self.story, self.attrs), place
         except BaseException:
             client.Disconnect()
             raise
 
 
-def _open(team: Team, opening: _Opening, asked: _Asked) -> tuple[Client, StoryHandle, Path]:
+def _open(team: Team, opening: _Opening, asked: _Asked) -> tuple[Client, StoryHandle, Place]:
     """Open the story on rank 0, then on the others; on all or on none."""
     with contextlib.ExitStack() as undo:
-        acquired: list[tuple[Client, StoryHandle, Path]] = []
+        acquired: list[tuple[Client, StoryHandle, Place]] = []
 
-        def acquire(directory: Path, prefix: int) -> None:
+        def acquire(place: Place, prefix: int) -> None:
             client_id = prefix << RANK_BITS | team.rank
-            acquired.append(opening.acquire(directory, client_id, create=not team.rank))
+            acquired.append(opening.acquire(place, client_id, create=not team.rank))
             undo.callback(acquired[0][0].Disconnect)
 
         def begin() -> _Plan:
@@ -370,68 +379,65 @@ def _open(team: Team, opening: _Opening, asked: _Asked) -> tuple[Client, StoryHa
                 raise InvalidArgumentError(
                     f"{team.size} ranks are over the limit of {2**RANK_BITS} for a session"
                 )
-            directory = _chosen(asked.store)
+            place = _chosen(asked)
             prefix = secrets.randbits(_PREFIX_BITS)
-            acquire(directory, prefix)
-            return _Plan(directory, prefix, _write_proof(directory, team.size), socket.gethostname())
+            acquire(place, prefix)
+            return _Plan(place, prefix, place.mark() if team.size > 1 else "", socket.gethostname())
 
         plan = team.from_root(begin)
 
         def join() -> None:
             if team.rank:
-                directory, _ = clientlib.store_directory(plan.store)  # its own CHRONOLOG_STORE comes first
-                _check_proof(directory, plan, team.rank)
-                acquire(directory, plan.prefix)
+                place = plan.place.seen_from_here()
+                _require_mark(place, plan, team.rank)
+                acquire(place, plan.prefix)
 
         try:
             team.together(join)
         finally:
-            if plan.proof and not team.rank:
-                with contextlib.suppress(OSError):
-                    os.unlink(plan.store / plan.proof)
+            if plan.mark and not team.rank:
+                plan.place.remove_mark(plan.mark)
         undo.pop_all()
         return acquired[0]
 
 
-def _chosen(store: str | os.PathLike[str] | None) -> Path:
-    """Return rank 0's store, and name it where nobody has chosen it."""
-    directory, chosen = clientlib.store_directory(store)
-    if not chosen and directory not in _named:
-        _named.add(directory)
+def _chosen(asked: _Asked) -> Place:
+    """Return rank 0's place, and name it where nobody has chosen it."""
+    place, chosen = choose(asked.store, asked.conf)
+    if place.store is None:
+        return place
+    if not chosen and place.store not in _named:
+        _named.add(place.store)
         with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(f"chronolog: store {directory}\n")
+            sys.stderr.write(f"chronolog: store {place}\n")
             sys.stderr.flush()
-    elif store is not None and directory != store_path(store):
-        logger.warning("%s=%s is used instead of the store %s", STORE_VARIABLE, directory, os.fspath(store))
-    return directory
+    elif asked.store is not None and place.store != store_path(asked.store):
+        logger.warning("%s=%s is used instead of the store %s", STORE_VARIABLE, place, asked.store)
+    elif asked.conf is not None and os.environ.get(STORE_VARIABLE):
+        logger.warning("%s=%s is used instead of %s", STORE_VARIABLE, place, Deployment(asked.conf))
+    return place
 
 
-def _write_proof(directory: Path, size: int) -> str:
-    """Make an empty file with a name that cannot be guessed, and return the name; none for one rank."""
-    if size == 1:
-        return ""
-    name = f".session-{secrets.token_hex(16)}"
-    try:
-        os.close(os.open(directory / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-    except OSError as error:
-        raise StoreError(directory, f"no file can be made there: {error.strerror}") from error
-    return name
-
-
-def _check_proof(directory: Path, plan: _Plan, rank: int) -> None:
-    """Make sure that this rank sees the file that rank 0 has made. A network file system may show it late.
+def _require_mark(place: Place, plan: _Plan, rank: int) -> None:
+    """Make sure that this rank sees what rank 0 has left. A network file system may show it late.
 
     Raises:
-        StoreError: it does not.
+        StoreError: it does not see the store of rank 0.
+        NotConnectedError: it does not reach the deployment of rank 0.
     """
     deadline_s = time.monotonic() + _PROOF_WAIT_S
-    while not os.path.exists(directory / plan.proof):
+    while not place.has_mark(plan.mark):
         if time.monotonic() >= deadline_s:
+            what = f"rank {rank} on {socket.gethostname()} does not see here"
+            if place.store is None:
+                raise NotConnectedError(
+                    f"{place}: {what} the deployment that rank 0 on {plan.host} has reached there: name an address that "
+                    f"means the same on all hosts, with conf= or {PORTAL_VARIABLE}"
+                )
             raise StoreError(
-                directory,
-                f"rank {rank} on {socket.gethostname()} does not see here the store that rank 0 on "
-                f"{plan.host} has opened at {plan.store}: choose a directory that all hosts share, with "
-                f"store= or {STORE_VARIABLE}",
+                place.store,
+                f"{what} the store that rank 0 on {plan.host} has opened at {plan.place}: choose a directory that all "
+                f"hosts share, with store= or {STORE_VARIABLE}",
             )
         time.sleep(_PROOF_PAUSE_S)
 

@@ -4,26 +4,30 @@ The configuration, not the code, chooses the engine:
 
 1. `CHRONOLOG_STORE=DIR` in the environment: the embedded engine in DIR, whatever the program says;
 2. the protocol "file": the embedded engine in the directory that the `ip` field names;
-3. anything else is a deployment on the network, at the address in the program, unless `CHRONOLOG_VISOR=HOST:PORT` and
-   `CHRONOLOG_PLAYER=HOST:PORT` say another: a job's deployment is elsewhere each time.
+3. anything else is a deployment on the network, at the addresses of the program, unless `CHRONOLOG_PORTAL=HOST:PORT` and
+   `CHRONOLOG_QUERY=HOST:PORT` say where the services of this job are.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from py_chronolog_client.engine.base import Engine
 from py_chronolog_client.errors import InvalidArgumentError, NotConnectedError
 
+if TYPE_CHECKING:
+    from py_chronolog_client.engine.connection import Address
+
 STORE_VARIABLE = "CHRONOLOG_STORE"
 """Environment variable that names the directory of a store."""
 
-VISOR_VARIABLE = "CHRONOLOG_VISOR"
-"""Environment variable: where the visor listens, for programs that name another address."""
+PORTAL_VARIABLE = "CHRONOLOG_PORTAL"
+"""Environment variable with the address of the ChronoVisor, "HOST:PORT"."""
 
-PLAYER_VARIABLE = "CHRONOLOG_PLAYER"
-"""Environment variable: where the player listens, likewise."""
+QUERY_VARIABLE = "CHRONOLOG_QUERY"
+"""Environment variable with the address of the ChronoPlayer, "HOST:PORT"."""
 
 FILE_PROTOCOL = "file"
 """Protocol that means: the `ip` field is the directory of a store."""
@@ -103,19 +107,12 @@ def open_engine(portal: ClientPortalServiceConf, query: ClientQueryServiceConf |
         from py_chronolog_client.engine.embedded import EmbeddedEngine
 
         return EmbeddedEngine(directory)
-    from py_chronolog_client.engine.connection import Address, require_listener
+    from py_chronolog_client.engine.connection import require_listener
     from py_chronolog_client.engine.remote import RemoteEngine
     from py_chronolog_client.tokens import own_identity
 
-    def address(variable: str, conf: _ServiceConf) -> Address:
-        said = os.environ.get(variable)
-        try:
-            return Address.of(said) if said else Address(conf.ip, conf.port)
-        except ValueError as error:
-            raise InvalidArgumentError(f"{variable}: {error}") from error
-
-    visor = address(VISOR_VARIABLE, portal)
-    player = None if query is None else address(PLAYER_VARIABLE, query)
+    visor = service_address(portal)
+    player = None if query is None else service_address(query)
     try:
         require_listener(visor)
         return RemoteEngine(visor, player, own_identity())
@@ -124,3 +121,21 @@ def open_engine(portal: ClientPortalServiceConf, query: ClientQueryServiceConf |
             f"no ChronoLog service at {portal.proto}://{visor}: {error}; to keep stories in a directory "
             f'instead, set {STORE_VARIABLE}=DIR, or use ClientPortalServiceConf("{FILE_PROTOCOL}", DIR, 0, 0)'
         ) from error
+
+
+def service_address(conf: ClientPortalServiceConf | ClientQueryServiceConf) -> Address:
+    """Return where a service is: where the environment says, or else the program.
+
+    Raises:
+        InvalidArgumentError: the environment says no address.
+    """
+    from py_chronolog_client.engine.connection import Address
+
+    variable = PORTAL_VARIABLE if isinstance(conf, ClientPortalServiceConf) else QUERY_VARIABLE
+    text = os.environ.get(variable)
+    if not text:
+        return Address(conf.ip, conf.port)
+    try:
+        return Address.of(text)
+    except ValueError:
+        raise InvalidArgumentError(f"{variable}={text!r:.100} is no address: give HOST:PORT") from None

@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from py_chronolog_client import ChronoLogError, ClientPortalServiceConf, ClientQueryServiceConf
-from py_chronolog_client.conf import open_engine
+from py_chronolog_client.conf import open_engine, service_address
 from py_chronolog_client.engine.embedded import EmbeddedEngine
 from py_chronolog_client.errors import InvalidArgumentError, NotConnectedError, StoreError
 
@@ -128,15 +128,17 @@ def test_no_engine_is_an_error_that_says_what_to_do() -> None:
         assert part in str(caught.value)
 
 
-def test_the_environment_says_where_a_deployment_is(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
-) -> None:
-    monkeypatch.setenv("CHRONOLOG_VISOR", "127.0.0.1:1")
-    with pytest.raises(NotConnectedError, match="sockets://127"):
-        open_engine(ClientPortalServiceConf("ofi+sockets", "192.0.2.1", 5555, 55))
-    assert isinstance(open_engine(ClientPortalServiceConf("file", str(tmp_path / "s"), 0, 0)), EmbeddedEngine)
-    monkeypatch.setenv("CHRONOLOG_VISOR", "nowhere")
-    with pytest.raises(InvalidArgumentError, match="CHRONOLOG_VISOR: 'nowhere' is not HOST:PORT"):
+def test_the_environment_says_where_services_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHRONOLOG_PORTAL", "[::1]:7")
+    monkeypatch.setenv("CHRONOLOG_QUERY", "player.example:8")
+    assert service_address(ClientPortalServiceConf()) == ("::1", 7)
+    assert service_address(ClientQueryServiceConf()) == ("player.example", 8)
+    with pytest.raises(NotConnectedError, match=r"ofi\+sockets://\[::1\]:7"):
+        open_engine(ClientPortalServiceConf())
+    monkeypatch.setenv("CHRONOLOG_PORTAL", "localhost")
+    with pytest.raises(
+        InvalidArgumentError, match=r"CHRONOLOG_PORTAL='localhost' is no address: give HOST:PORT"
+    ):
         open_engine(ClientPortalServiceConf())
 
 

@@ -30,6 +30,7 @@ from chronolog_hpc.services.deployment import ROLES, Deployment, log_directory, 
 from chronolog_hpc.services.listening import is_loopback
 from chronolog_hpc.services.logfile import LogFile
 from chronolog_hpc.services.rundir import KEEPER, PLAYER, VISOR, RunDirectory, wait_until
+from py_chronolog_client.conf import PORTAL_VARIABLE, QUERY_VARIABLE
 from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.store import owner
 from py_chronolog_client.tokens import TOKEN_VARIABLE, own_identity
@@ -277,13 +278,11 @@ def _summary(run: RunDirectory, listening: list[tuple[str, str, Address]], metri
     lines += [f"  {name:<8}{address!s:<24}{node}" for name, node, address in listening]
     lines += ["programs use it with", f"  export {TOKEN_VARIABLE}={run.tokens}"]
     places = {name: address for name, _, address in listening}
-    for name, kind, provider in (
-        (VISOR, "ClientPortalServiceConf", 55),
-        (PLAYER, "ClientQueryServiceConf", 57),
-    ):
-        if name in places:
-            host, port = places[name]
-            lines.append(f'  {kind}("ofi+sockets", "{host}", {port}, {provider})')
+    lines += [
+        f"  export {variable}={places[name]}"
+        for name, variable in ((VISOR, PORTAL_VARIABLE), (PLAYER, QUERY_VARIABLE))
+        if name in places
+    ]
     if metrics is not None:
         lines.append(f"metrics of this machine are at http://{metrics.address}/metrics")
     lines.append(f"logs are in {log_directory(run)}; Ctrl-C or 'chronolog down' ends it")

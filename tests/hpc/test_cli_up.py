@@ -94,8 +94,8 @@ def test_a_program_for_the_compiled_client_logs_and_replays_and_finds_it_all_aga
     assert visor
     assert player
     assert f"export CHRONOLOG_TOKEN_FILE={run.tokens}" in done.stdout
-    assert f'ClientPortalServiceConf("ofi+sockets", "127.0.0.1", {visor.port}, 55)' in done.stdout
-    assert f'ClientQueryServiceConf("ofi+sockets", "127.0.0.1", {player.port}, 57)' in done.stdout
+    assert f"export CHRONOLOG_PORTAL=127.0.0.1:{visor.port}" in done.stdout
+    assert f"export CHRONOLOG_QUERY=127.0.0.1:{player.port}" in done.stdout
     spool = directory.parent / "spool"
     spool.mkdir()
     assert run_program(run, spool, "hot") == "1000, hot 0, hot 999\n"

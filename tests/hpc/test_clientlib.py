@@ -172,7 +172,7 @@ def test_story_files_tell_clients_hosts_and_sizes(tmp_path: pathlib.Path) -> Non
     assert files.client_ids() == sorted(ids)
     small, large = files.describe(ids)
     assert (small.client_id, large.client_id) == tuple(ids)
-    assert large.size_bytes > 500_000 > small.size_bytes
+    assert large.size > 500_000 > small.size
     assert small.host == large.host != ""
     with pytest.raises(clientlib.StoreError, match="another rank sees this file"):
         files.require([*ids, 12345])

@@ -89,11 +89,18 @@ class Role:
 class Deployment:
     """A visor, keepers and a player below a directory."""
 
-    def __init__(self, directory: pathlib.Path, keepers: int = 1, *, player: bool = True) -> None:
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        keepers: int = 1,
+        *,
+        player: bool = True,
+        identity: Identity | None = None,
+    ) -> None:
         self.directory = directory
         directory.mkdir()
         self.tokens = directory / "tokens"
-        self.identity = Identity(USER, new_secret())
+        self.identity = identity or Identity(USER, new_secret())
         write_tokens(self.tokens, {SERVICE_NAME: new_secret(), USER: self.identity.secret})
         self.roles: list[Role] = []
         self.visor = self.start("visor", "--grace", GRACE_S)
@@ -122,6 +129,14 @@ class Deployment:
             "CHRONOLOG_SPOOL": str(self.directory / "spool"),
         }
 
+    def addresses(self) -> dict[str, str]:
+        """Return the environment under which programs find it that name no address, or another one."""
+        assert self.player is not None
+        return {
+            "CHRONOLOG_PORTAL": str(self.visor.address),
+            "CHRONOLOG_QUERY": str(self.player.address),
+        }
+
     def stop(self) -> None:
         for role in reversed(self.roles):
             if role.process.poll() is None:
@@ -131,10 +146,13 @@ class Deployment:
 
 @contextlib.contextmanager
 def deployed(
-    directory: pathlib.Path, monkeypatch: pytest.MonkeyPatch, keepers: int = 1
+    directory: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    keepers: int = 1,
+    identity: Identity | None = None,
 ) -> Iterator[Deployment]:
     """Run a deployment, and let the clients of this process find it."""
-    deployment = Deployment(directory, keepers)
+    deployment = Deployment(directory, keepers, identity=identity)
     for name, value in deployment.environment().items():
         monkeypatch.setenv(name, value)
     try:

@@ -76,8 +76,8 @@ class Site:
         wait_until(lambda: {(KEEPER, host) for host in hosts.hosts} <= self._listening())
         listening = {process.role: f"{process.host}:{process.port}" for process in self.run.processes()}
         self.environment = {
-            "CHRONOLOG_VISOR": listening[VISOR],
-            "CHRONOLOG_PLAYER": listening[PLAYER],
+            "CHRONOLOG_PORTAL": listening[VISOR],
+            "CHRONOLOG_QUERY": listening[PLAYER],
             "CHRONOLOG_TOKEN_FILE": str(self.run.tokens),
         }
 

@@ -249,15 +249,17 @@ def test_scans_while_clients_write(engine: Engine, chronicle: str) -> None:
     flushed: dict[int, int] = {}
 
     def write(writer: Writer) -> None:
-        while not stop.is_set():
+        for _ in range(soak(30, 1000)):
             writer.log_events([b"x" * 50] * 1000)
             flushed[writer.client_id] = writer.flush(PATIENCE_S)
+            if stop.is_set():
+                return
 
     threads = [threading.Thread(target=write, args=(writer,)) for writer in writers]
     for thread in threads:
         thread.start()
     try:
-        for _ in range(soak(5, 200)):
+        while any(thread.is_alive() for thread in threads):
             before = dict(flushed)
             counts = require_gapless(engine.scan(chronicle, STORY))
             assert all(counts.get(client_id, 0) >= mark for client_id, mark in before.items())
