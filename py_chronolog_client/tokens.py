@@ -65,14 +65,17 @@ def read_tokens(path: Path) -> dict[str, bytes]:
     return _parsed(path, data)
 
 
-def own_identity() -> Identity:
+def own_identity(path: Path | None = None) -> Identity:
     """Return who this client is, of the names in its token file the user's own, or else the first, and whom it trusts.
+
+    Args:
+        path: of the file; None for where a client looks.
 
     Raises:
         NotAuthorizedError: there is no token file, or nobody in it that a client could be, or no certificate.
         InvalidArgumentError: one of them makes no sense.
     """
-    path = token_path()
+    path = path or token_path()
     tokens = {name: secret for name, secret in read_tokens(path).items() if name != SERVICE_NAME}
     if not tokens:
         raise NotAuthorizedError(f"{path}: the token file has no name for a client")

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chronolog_hpc.cli.arguments import whole_number
+from chronolog_hpc.cli.arguments import seconds, whole_number
 
 if TYPE_CHECKING:
     from chronolog_hpc.cli.outcome import Job
@@ -69,6 +69,15 @@ def register(commands: argparse._SubParsersAction[Any]) -> None:
         "--tls-key", metavar="FILE", type=os.path.expanduser, help="its key, in PEM, without a passphrase"
     )  # fmt: skip
     parser.add_argument(
+        "--drain", metavar="S", type=seconds, default=0.0,
+        help="at the end ship first what this user's programs have left on each node, and wait for those that live, for so "
+        "long (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--metrics-port", metavar="P", type=whole_number(0, 65535),
+        help="serve metrics for Prometheus there, on loopback of each node; 0 for any that is free (default: none)",
+    )  # fmt: skip
+    parser.add_argument(
         "--background", action="store_true", help="return when everything is ready, and leave it running"
     )
     parser.add_argument("--role", choices=ROLES, help="run this role only; the others find the visor in DIR")
@@ -100,6 +109,8 @@ def prepare(args: argparse.Namespace) -> Job:
         insecure_network=args.insecure_network,
         tls=args.tls,
         certificate=given,
+        drain_s=args.drain,
+        metrics_port=args.metrics_port,
         background=args.background,
         role=args.role,
     )

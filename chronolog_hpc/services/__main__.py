@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chronolog_hpc import streams
+from chronolog_hpc.services.configuration import Log
 from chronolog_hpc.services.lifeline import die_with
+from chronolog_hpc.services.logfile import LogFile
 from chronolog_hpc.services.memory import keep_buffers
 from chronolog_hpc.services.policy import PACE, Pace
 from chronolog_hpc.services.server import Server, Service
@@ -44,8 +46,12 @@ def main(arguments: Sequence[str] | None = None, pace: Pace = PACE) -> int:
         parser.error(f"a {args.role} needs --directory")
     streams.prepare()
     keep_buffers()
+    try:
+        log = LogFile(args.log, args.log_bytes, args.logs_kept) if args.log else logging.StreamHandler()
+    except OSError as error:
+        parser.error(f"{args.log}: it cannot be logged there: {error.strerror}")
     logging.basicConfig(
-        stream=sys.stderr, level=args.log_level, format=f"%(asctime)s {args.role} %(levelname)s %(message)s"
+        handlers=[log], level=args.log_level, format=f"%(asctime)s {args.role} %(levelname)s %(message)s"
     )
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -126,6 +132,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--parent", type=int, metavar="PID", help="of the process that starts this one: die with it"
+    )
+    parser.add_argument("--log", type=Path, metavar="FILE", help="log there, not to standard error")
+    parser.add_argument(
+        "--log-bytes",
+        type=int,
+        default=Log().size_bytes,
+        help="beyond that FILE becomes FILE.1 (%(default)s)",
+    )
+    parser.add_argument(
+        "--logs-kept", type=int, default=Log().kept, help="so many old files are kept (%(default)s)"
     )
     parser.add_argument("--log-level", default="INFO", help="DEBUG, INFO, WARNING or ERROR (%(default)s)")
     return parser

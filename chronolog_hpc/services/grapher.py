@@ -75,6 +75,9 @@ class Grapher(StoreService):
         await super().stopped()
         self._registry.close()
 
+    def levels(self) -> dict[str, int]:
+        return {"streams": len(self._streams)}
+
     async def ended(self, session: Session) -> None:
         async with self._changing:
             for key in [key for key in self._streams if key[0] is session]:

@@ -52,6 +52,9 @@ class Place(NamedTuple):
     uid: int
     client_id: int
 
+    def __str__(self) -> str:
+        return f"client {self.client_id:016x} of story {self.story!r:.200} of {self.chronicle!r:.200}"
+
 
 _Story = tuple[str, str, int]
 

@@ -47,6 +47,8 @@ class _Entry:
 
     intake: Intake
     streams: int = 0
+    counted: int = 0
+    """How many of the events that it took were counted."""
     is_retired: bool = False
     """Whether its story was destroyed."""
     waiting: deque[tuple[_Stream, int]] = field(default_factory=deque)
@@ -103,6 +105,12 @@ class Keeper(StoreService):
 
     async def stopping(self) -> None:
         await asyncio.to_thread(self._handing.stop)
+
+    def levels(self) -> dict[str, int]:
+        return {
+            "streams": sum(map(len, self._streams.values())),
+            "waiting_for_sync": sum(len(entry.waiting) for entry in self._entries.values()),
+        }
 
     async def answer(self, session: Session, message: Message, body: Body) -> None:
         match message:
@@ -178,6 +186,9 @@ class Keeper(StoreService):
             await self._refuse(stream, error)
             return
         self._handing.note(stream.place)
+        taken = entry.intake.taken
+        stream.session.counts["events_in"] += taken - entry.counted
+        entry.counted = taken
         for ear in self._ears.get((stream.place.chronicle, stream.place.story), ()):
             ear.set()
         if not stream.durable:
@@ -209,6 +220,7 @@ class Keeper(StoreService):
         if stream.is_over:
             return
         stream.is_over = True
+        stream.session.counts["blocks_refused"] += 1
         if stream.entry.is_retired:
             error = NotFoundError(f"the story {stream.place.story!r:.200} was destroyed")
         stream.session.log(logging.WARNING, f"a block of {stream.place} is refused: {error}")

@@ -30,7 +30,8 @@ from chronolog_hpc.clientlib import ChronoLogError, DamageError, InvalidArgument
 from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.store import files, owner
 from py_chronolog_client.tokens import new_secret, read_tokens, write_tokens
-from py_chronolog_client.wire.handshake import SERVICE_NAME
+from py_chronolog_client.trust import read_certificates
+from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 
 UP = "up"
 """What a process is that starts others and looks after them."""
@@ -160,6 +161,23 @@ class RunDirectory:
     def has_tls(self) -> bool:
         """Whether the services of the deployment speak TLS."""
         return os.path.lexists(self.tls)
+
+    def trusted(self) -> str:
+        """Return the certificate that every service of the deployment has, in PEM; "" where there is no TLS.
+
+        Raises:
+            NotAuthorizedError: it cannot be read.
+            InvalidArgumentError: it is none.
+        """
+        return read_certificates(self.certificate) if self.has_tls else ""
+
+    def service_identity(self) -> Identity:
+        """Return who the services are to each other.
+
+        Raises:
+            ChronoLogError: token file or certificate cannot be used.
+        """
+        return Identity(SERVICE_NAME, self.provide_tokens()[SERVICE_NAME], self.trusted())
 
     def publish(self, process: Process) -> None:
         """Let everybody know of a process of this machine; its file is touched as long as this process lives."""

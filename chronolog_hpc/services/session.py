@@ -57,7 +57,9 @@ class Session(asyncio.BufferedProtocol):
     Attributes:
         peer: the peer's address, for sentences.
         name: who the peer is, once that is proven; "" before.
+        counts: how often what has happened in this service.
         is_open: whether the peer is there and the server is not stopping; an answer that takes long looks at it.
+        waiting_bytes: about what requests take that have arrived and are not begun.
     """
 
     def __init__(self, server: Server) -> None:
@@ -65,11 +67,12 @@ class Session(asyncio.BufferedProtocol):
         self.name = ""
         self.is_open = True
         self.task: asyncio.Task[None] | None = None
+        self.counts = server.counts
         self._server = server
         self._decoder = FrameDecoder()
         self._channel = None if server.tls is None else Channel(server.tls)
         self._frames: deque[tuple[Message, Body]] = deque()
-        self._queued_bytes = 0
+        self.waiting_bytes = 0
         self._fault: ChronoLogError | None = None
         self._deaf = self._leaving = self._peer_ended = False
         self._changed = asyncio.Event()
@@ -82,6 +85,11 @@ class Session(asyncio.BufferedProtocol):
         return f"{self.peer} ({self.name or 'unknown'})"
 
     # -- what a service uses --
+
+    @property
+    def waiting_requests(self) -> int:
+        """How many requests have arrived and are not begun."""
+        return len(self._frames)
 
     async def send(self, message: Message, body: Sequence[bytes | bytearray | memoryview] = ()) -> None:
         """Send a message; return when nearly all of it is with the kernel.
@@ -96,7 +104,9 @@ class Session(asyncio.BufferedProtocol):
             GoneError: the peer is gone; let it through, it ends the session.
         """
         views = [memoryview(piece).cast("B") for piece in body if len(piece)]
-        head = frame_bytes(messages.encode(message), sum(view.nbytes for view in views))
+        body_bytes = sum(view.nbytes for view in views)
+        head = frame_bytes(messages.encode(message), body_bytes)
+        self.counts["bytes_out"] += len(head) + body_bytes
         async with self._sending:
             for view in (memoryview(head), *views):
                 for start in range(0, view.nbytes, _UNSENT_BYTES):
@@ -142,6 +152,7 @@ class Session(asyncio.BufferedProtocol):
         return self._decoder.buffer() if self._channel is None else self._channel.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
+        self.counts["bytes_in"] += nbytes
         if self._deaf:
             return
         try:
@@ -158,7 +169,7 @@ class Session(asyncio.BufferedProtocol):
         if frame is None:
             return False
         self._frames.append((messages.decode(frame.head, has_body=bool(frame.body)), frame.body))
-        self._queued_bytes += _FRAME_BYTES + len(frame.body)
+        self.waiting_bytes += _FRAME_BYTES + len(frame.body)
         return True
 
     def _decrypt(self, channel: Channel, nbytes: int) -> bool:
@@ -210,7 +221,8 @@ class Session(asyncio.BufferedProtocol):
         except GoneError as error:
             self.log(logging.DEBUG, str(error))
         except ChronoLogError as error:
-            self._server.counts["unauthorized" if isinstance(error, NotAuthorizedError) else "rejected"] += 1
+            unauthorized = isinstance(error, NotAuthorizedError)
+            self.counts["connections_unauthorized" if unauthorized else "connections_rejected"] += 1
             self.log(logging.WARNING, f"sent away: {error}")
             await self._send_away(failure_of(error))
         finally:
@@ -254,19 +266,22 @@ class Session(asyncio.BufferedProtocol):
             self._changed.clear()
             await self._changed.wait()
         message, body = self._frames.popleft()
-        self._queued_bytes -= _FRAME_BYTES + len(body)
+        self.waiting_bytes -= _FRAME_BYTES + len(body)
         self._pace()
         return message, body
 
     async def _answer(self, message: Message, body: Body) -> None:
+        self.counts["requests"] += 1
         try:
-            await self._server.service.answer(self, message, body)
+            await self._server.answer(self, message, body)
         except (GoneError, ProtocolError):
             raise
         except (ChronoLogError, OSError) as error:
+            self.counts["requests_failed"] += 1
             self.log(logging.INFO, f"{type(message).__name__} failed: {error}")
             await self.send(failure_of(error))
         except Exception as error:
+            self.counts["requests_failed"] += 1
             logger.exception("%s: a defect in answering %s", self, type(message).__name__)
             await self.send(failure_of(error))
 
@@ -296,7 +311,7 @@ class Session(asyncio.BufferedProtocol):
         """Read from the socket as long as there is room for requests."""
         if self._gone.is_set() or self._transport.is_closing():
             return
-        full = self._queued_bytes > _QUEUE_BYTES or len(self._frames) > _QUEUE_FRAMES
+        full = self.waiting_bytes > _QUEUE_BYTES or len(self._frames) > _QUEUE_FRAMES
         if full or not self.is_open or self._fault is not None:
             self._transport.pause_reading()
         else:

@@ -138,6 +138,14 @@ class Visor(Service):
                 del self._members[member.service, member.node]
                 logger.info("the %s of %s at %s is gone", member.service, member.node, member.address)
 
+    def levels(self) -> dict[str, int]:
+        services = [service for service, _ in self._members]
+        return {
+            "acquired": len(self._holds),
+            "keepers": services.count(_KEEPER),
+            "players": services.count(_PLAYER),
+        }
+
     async def answer(self, session: Session, message: Message, body: Body) -> None:  # noqa: C901  one case a request
         catalog = self._catalog
         match message:

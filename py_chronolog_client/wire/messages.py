@@ -406,6 +406,27 @@ class Follow(Message):
     timeout_ms: Milliseconds
 
 
+# -- to any service --
+
+
+@dataclass(frozen=True, slots=True)
+class ReadCounters(Message):
+    """Services only. Answered with Counters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters(Message):
+    """What a service has counted, by name; which names there are is not part of the protocol."""
+
+    names: list[str]
+    now: bytes
+    """One u64 for each name."""
+    before: bytes
+    """The same, as they were a while ago."""
+    interval_ms: Milliseconds
+    """How long ago that was."""
+
+
 M = TypeVar("M", bound=Message)
 KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in Message.__subclasses__()}
 _FIELDS = {

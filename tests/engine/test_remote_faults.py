@@ -75,7 +75,7 @@ def run_client(deployment: Deployment, end: str, meanwhile: str = "") -> int:
     code = PROGRAM.format(port=port, chronicle=CHRONICLE, story=STORY, meanwhile=meanwhile, end=end)
     argv = [sys.executable, "-B", *python_argv("-c", code)]
     done = processes.run(argv, timeout=60, env=deployment.environment())
-    assert "Traceback" not in done.stderr, processes.describe(done)
+    assert "Traceback" not in done.stderr or "KeyboardInterrupt" in done.stderr, processes.describe(done)
     return done.returncode
 
 
@@ -106,6 +106,27 @@ def test_a_program_that_ends_without_a_word_has_shipped_everything(
     assert run_client(deployment, "pass") == 0
     assert len(records(engine)) == 20_000
     assert not spooled(deployment)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "number", "code", "is_shipped"),
+    [
+        ("pass", signal.SIGTERM, -signal.SIGTERM, False),
+        ("signal.signal(signal.SIGTERM, lambda *anything: exit(7))", signal.SIGTERM, 7, True),
+        ("pass", signal.SIGINT, -signal.SIGINT, True),
+        ("import atexit; atexit.register(os._exit, 5)", signal.SIGINT, 5, False),
+    ],
+    ids=["killed", "exits", "interrupted", "without a goodbye"],
+)
+def test_what_a_signal_leaves_to_others_and_what_not(
+    deployment: Deployment, engine: RemoteEngine, prepare: str, number: int, code: int, is_shipped: bool
+) -> None:
+    """Whoever ends as Python ends ships what he has; what others leave is shipped by `chronolog drain`."""
+    assert run_client(deployment, f"os.kill(os.getpid(), {int(number)})", prepare) == code
+    assert not (is_shipped and spooled(deployment))
+    assert run_drain(deployment, 30.0) == (0, "")
+    assert not spooled(deployment)
+    assert len(records(engine)) == 20_000
 
 
 def test_nobody_waits_for_a_keeper_that_is_away(deployment: Deployment, engine: RemoteEngine) -> None:
