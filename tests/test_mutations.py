@@ -472,14 +472,14 @@ MERGING = [
         "segments for which a chunk stands are looked at",
         clientlog.ClientLog.refresh,
         "numbers = [number for number in numbers if number >= self._first_number]",
-        "self._next_number = 0",
+        "self._first_number = 0",
         a_test(test_archive.test_a_segment_for_which_a_chunk_stands_is_not_looked_at),
     ),
     Defect(
         "a reader does not look at the chunks again",
         storylog.StoryLog.refresh,
-        "if self._chunk_names() == self._archive.names:",
-        "if True:",
+        "if self._chunk_names() != self._archive.names:\nself._begin_again()\nelif is_whole:\nbreak",
+        "break",
         a_test(
             test_compaction.test_segments_that_go_at_any_moment_of_a_reader, moment="listed", comes_back=False
         ),
@@ -488,7 +488,7 @@ MERGING = [
         "a reader opens only the segments that were listed",
         clientlog.ClientLog._open_files,
         "stop = max(numbers, default=-1) + 1",
-        "stop = max(numbers, default=-1) + 1\nif self._next_number >= stop:\n    return False",
+        "stop = max(numbers, default=-1) + 1\nif self._next_number >= stop:\n    return True",
         a_test(test_compaction.test_a_client_that_comes_back_between_the_listing_and_its_tail, merged=True),
     ),
     Defect(
@@ -521,28 +521,28 @@ MERGING = [
     ),
     Defect(
         "a client that has come back is merged",
-        compaction._closed_clients,
+        compaction._final_clients,
         "if numbers[-1] < _merged(held) or client_id in tails:",
         "if numbers[-1] < _merged(held):",
         a_test(test_archive.test_a_client_with_a_tail_is_not_merged),
     ),
     Defect(
         "a client whose last events only are in a chunk loses the others",
-        compaction._closed_client,
+        compaction._final_client,
         "elif runs:\nbreak  # a chunk of its own holds one range, and this would be one on either side of another's",
         "elif runs:\n    runs = []",
         a_test(test_archive.test_a_client_of_whom_a_chunk_holds_later_events_is_not_merged),
     ),
     Defect(
         "clock runs go on over the begin of a clock record",
-        compaction._closed_client,
+        compaction._final_client,
         "if runs and runs[-1].clock == span.clock and span.first_sequence not in log.clock_starts:",
         "if runs and runs[-1].clock == span.clock:",
         a_test(test_archive.test_a_clock_run_ends_where_a_clock_record_begins),
     ),
     Defect(
         "half a chunk is left",
-        compaction._tidy,
+        compaction.tidy,
         "os.unlink(name, dir_fd=directory_number)",
         "pass",
         a_test(test_compaction.test_a_death_before_every_step),
@@ -550,7 +550,7 @@ MERGING = [
     Defect(
         "segments that a predecessor should have deleted are left",
         compaction._compact,
-        "_tidy(directory, archive, directory_number)",
+        "tidy(directory, archive, directory_number)",
         "pass",
         a_test(test_compaction.test_a_death_before_every_step),
     ),
