@@ -9,6 +9,9 @@ from tests.engine import test_remote
 from tests.support.counts import SOAKING
 from tests.support.services import Deployment, deployed
 
+if not SOAKING:
+    pytest.skip("takes as long as the contract itself: make soak", allow_module_level=True)
+
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
@@ -19,7 +22,6 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
             yield running
 
 
-@pytest.mark.skipif(not SOAKING, reason="takes as long as the contract itself: make soak")
 class TestRemoteWithArchive(test_remote.TestRemote):
     """Every sentence of the contract, through a visor, a keeper, a grapher and a player."""
 
