@@ -474,14 +474,14 @@ MERGING = [
         "segments for which a chunk stands are looked at",
         clientlog.ClientLog.refresh,
         "numbers = [number for number in numbers if number >= self._first_number]",
-        "self._next_number = 0",
+        "self._first_number = 0",
         a_test(test_archive.test_a_segment_for_which_a_chunk_stands_is_not_looked_at),
     ),
     Defect(
         "a reader does not look at the chunks again",
         storylog.StoryLog.refresh,
-        "if self._chunk_names() == self._archive.names:",
-        "if True:",
+        "if self._chunk_names() != self._archive.names:",
+        "if False:",
         a_test(
             test_compaction.test_segments_that_go_at_any_moment_of_a_reader, moment="listed", comes_back=False
         ),
@@ -490,7 +490,7 @@ MERGING = [
         "a reader opens only the segments that were listed",
         clientlog.ClientLog._open_files,
         "stop = max(numbers, default=-1) + 1",
-        "stop = max(numbers, default=-1) + 1\nif self._next_number >= stop:\n    return False",
+        "stop = max(numbers, default=-1) + 1\nif self._next_number >= stop:\n    return True",
         a_test(test_compaction.test_a_client_that_comes_back_between_the_listing_and_its_tail, merged=True),
     ),
     Defect(
