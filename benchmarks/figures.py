@@ -270,11 +270,24 @@ def _ns(count: int, call: Callable[..., object], *arguments: object) -> float:
 
 
 def network(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
-    """Measure a visor, a keeper and a player on this machine: taking in, the cost of log_event, freshness, replay."""
-    from benchmarks.network import deployment, sink
+    """Measure a deployment on this machine: replay, taking in, the cost of log_event, freshness."""
+    from benchmarks.network import archive, deployment, sink
 
     events = 2 * sizes.events
     with deployment(scratch) as place:
+        archive(scratch, place, events)
+        rates: dict[str, list[float]] = {"segments": [], "chunks": []}
+        for _ in range(sizes.rounds):
+            for story, found in rates.items():
+                run = _first_replay(Path(place), story)
+                found.append(run["events"] / run["columns_s"])
+        note = f"{_number(events)} events of 2 clients, from the grapher's segments, records included"
+        yield Figure(
+            "replay through the player", rates["segments"], 3e6, "events/s", at_least=True, note=note
+        )
+        ratios = [chunks / segments for segments, chunks in zip(*rates.values(), strict=True)]
+        note = f"{_spread(rates['chunks'])} events/s from a chunk"
+        yield Figure("the same, chunk / segments", ratios, 0.75, "x", at_least=True, note=note)
         taken, ratios = [], []
         for number in range(sizes.rounds):
             rate = events / workloads.fill(place, f"taken-{number}", events, clients=2)
@@ -286,13 +299,9 @@ def network(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
         yield Figure("taken in / bare TCP sink", ratios, 0.5, "x", at_least=True, note=note)
         yield Figure("log_event, deployment / store", _cost_of_shipping(sizes, scratch, place), 1.2, "x")
         delays_ns = visibility.measure(place, "visible", sizes.visible_events, 2.0, asleep=True)
-        found = visibility.quantiles(delays_ns)
-        note = f"p50 {found['p50'] / 1e6:.1f}, max {found['max'] / 1e6:.1f} ms, {len(delays_ns)} events"
-        yield Figure("visible through the network, p99", [found["p99"] / 1e6], 20, "ms", note=note)
-        runs = [_first_replay(Path(place), "taken-0") for _ in range(sizes.rounds)]
-        rates = [run["events"] / run["columns_s"] for run in runs]
-        note = f"{_number(events)} events of 2 clients, records included"
-        yield Figure("replay through the player", rates, 3e6, "events/s", at_least=True, note=note)
+        delays = visibility.quantiles(delays_ns)
+        note = f"p50 {delays['p50'] / 1e6:.1f}, max {delays['max'] / 1e6:.1f} ms, {len(delays_ns)} events"
+        yield Figure("visible through the network, p99", [delays["p99"] / 1e6], 20, "ms", note=note)
 
 
 def _cost_of_shipping(sizes: Sizes, scratch: Path, place: str) -> list[float]:

@@ -16,10 +16,13 @@ from unittest import mock
 
 from benchmarks import workloads
 
+_ARCHIVE_S = 600.0
+_STUB_BYTES = 4096
+
 
 @contextmanager
 def deployment(scratch: Path) -> Iterator[str]:
-    """Run visor, keeper and player; yield the place that clients of this process and its children are given."""
+    """Run visor, keeper, grapher and player; yield the place that clients of this process and its children are given."""
     directory = scratch / "deployment"
     tokens = {
         "CHRONOLOG_TOKEN_FILE": str(directory / "run" / "tokens"),
@@ -33,6 +36,32 @@ def deployment(scratch: Path) -> Iterator[str]:
             yield workloads.deployment_at(ports["visor"], ports["player"])
         finally:
             _chronolog("down", "--directory", directory)
+
+
+def archive(scratch: Path, place: str, events: int) -> None:
+    """Let the grapher of a new deployment have as many events of a story "segments" in these as of "chunks" in those."""
+    for story, tier in (("segments", "hot"), ("chunks", "cold")):
+        with workloads.new_client(place) as client, workloads.acquire(client, story, TieringPolicy=tier):
+            pass
+        workloads.fill(place, story, events, clients=2)
+    deadline = time.monotonic() + _ARCHIVE_S
+    while not _is_archived(scratch / "deployment"):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the grapher has not got everything within {_ARCHIVE_S} s")
+        time.sleep(0.1)
+
+
+def _is_archived(directory: Path) -> bool:
+    """Tell whether keepers have nothing but stubs of clients, and the grapher one story in chunks and one in segments."""
+    at_keepers = directory.glob("keeper*/chronicles/*/stories/*/*.log")
+    kinds = [
+        sorted({path.suffix for path in story.iterdir() if path.suffix in (".log", ".chunk")})
+        for story in directory.glob("grapher/chronicles/*/stories/*")
+    ]
+    return all(path.stat().st_size <= _STUB_BYTES for path in at_keepers) and sorted(kinds) == [
+        [".chunk"],
+        [".log"],
+    ]
 
 
 def _chronolog(*arguments: object) -> str:
