@@ -575,7 +575,7 @@ MERGING = [
         compaction.compact,
         "tidy(directory, archive, number)",
         "pass",
-        a_test(test_compaction.test_a_death_before_every_step),
+        a_test(test_compaction.test_two_chunks_of_the_same_events),
     ),
     Defect(
         "the claim is not touched before a chunk appears",
