@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import visibility, workloads
+from benchmarks.network import Running, archive, crowd, deployment, idle_shares, latencies, sink
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Figure:
     name: str
     measured: Sequence[float]
     """One value, or those of all rounds."""
-    wanted: float
+    wanted: float | None
+    """None: only to be known."""
     unit: str
     at_least: bool = False
     note: str = ""
@@ -48,11 +50,15 @@ class Figure:
     @property
     def kept(self) -> bool:
         """Whether the promise is kept."""
+        if self.wanted is None:
+            return True
         return self.median >= self.wanted if self.at_least else self.median <= self.wanted
 
     def row(self) -> tuple[str, ...]:
         """Return the cells of the table."""
         shown = _spread(self.measured) if len(self.measured) > 1 else _number(self.median)
+        if self.wanted is None:
+            return self.name, shown, "-", self.unit, "-", "-", self.note
         wanted = f"{'>=' if self.at_least else '<='} {_number(self.wanted)}"
         ratio = f"{self.median / self.wanted:.2f}" if self.wanted else "-"
         return self.name, shown, wanted, self.unit, ratio, "yes" if self.kept else "NO", self.note
@@ -66,6 +72,8 @@ class Sizes:
     replay_events: int
     rounds: int
     visible_events: int
+    crowd_events: int
+    idle_s: float
 
 
 def _number(value: float) -> str:
@@ -269,39 +277,117 @@ def _ns(count: int, call: Callable[..., object], *arguments: object) -> float:
 # -- a deployment ------------------------------------------------------------------------------------------
 
 
+_BATCH = 1000
+_CLIENTS, _PROCESSES = 200, 8
+
+
 def network(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
     """Measure a deployment on this machine: replay, taking in, the cost of log_event, freshness."""
-    from benchmarks.network import archive, deployment, sink
+    with deployment(scratch) as running:
+        place = running.place
+        yield from _replayed(sizes, scratch, place)
+        yield from _taken_in(sizes, place)
+        yield Figure("log_event, deployment / store", _cost_of_shipping(sizes, scratch, place), 1.2, "x")
+        yield from _slowest_calls(sizes, scratch, place)
+        delays_ns = visibility.measure(place, "visible", sizes.visible_events, 2.0, asleep=True)
+        found = visibility.quantiles(delays_ns)
+        note = f"p50 {found['p50'] / 1e6:.1f}, max {found['max'] / 1e6:.1f} ms, {len(delays_ns)} events"
+        yield Figure("visible through the network, p99", [found["p99"] / 1e6], 20, "ms", note=note)
+        yield from _many_and_idle(sizes, running)
+
+
+def _replayed(sizes: Sizes, scratch: Path, place: str) -> Iterator[Figure]:
+    """Measure replays of what the grapher has, in segments and in a chunk, in turn."""
+    events = 2 * sizes.events
+    archive(scratch, place, events)
+    rates: dict[str, list[float]] = {"segments": [], "chunks": []}
+    for _ in range(sizes.rounds):
+        for story, found in rates.items():
+            run = _first_replay(Path(place), story)
+            found.append(run["events"] / run["columns_s"])
+    note = f"{_number(events)} events of 2 clients, from the grapher's segments, records included"
+    yield Figure("replay through the player", rates["segments"], 3e6, "events/s", at_least=True, note=note)
+    ratios = [chunks / segments for segments, chunks in zip(*rates.values(), strict=True)]
+    note = f"{_spread(rates['chunks'])} events/s from a chunk"
+    yield Figure("the same, chunk / segments", ratios, None, "x", note=note)
+
+
+def _taken_in(sizes: Sizes, place: str) -> Iterator[Figure]:
+    """Measure what one keeper takes in, between rounds of a socket that is fed by the same two loops."""
+    events = 2 * sizes.events
+    rates: dict[int, list[float]] = {1: [], _BATCH: []}
+    sunk = []
+    for number in range(sizes.rounds):
+        for batch, found in rates.items():
+            story = f"taken-{number}" if batch == 1 else f"batches-{number}"
+            found.append(events / workloads.fill(place, story, events, clients=2, batch=batch))
+        sunk.append(events / sink(events, 2))
+    for batch, name in ((1, "taken in by one keeper"), (_BATCH, f"the same, in batches of {_BATCH}")):
+        note = "from the first event of two clients to the end of both, everything released"
+        yield Figure(name, rates[batch], 1.5e6, "events/s", at_least=True, note=note)
+        note = "which takes time_ns() and encode() of each event from two processes over sockets with buffers of 1 MiB"
+        ratios = [rate / of_sink for rate, of_sink in zip(rates[batch], sunk, strict=True)]
+        yield Figure(f"{name} / bare TCP sink", ratios, 0.5, "x", at_least=True, note=note)
+
+
+def _slowest_calls(sizes: Sizes, scratch: Path, place: str) -> Iterator[Figure]:
+    """Measure what the sender does to the slowest calls of log_event: while it works, and when it has to be woken."""
+    for name, events, gap_s in (
+        ("in a loop", sizes.events // 2, 0.0),
+        ("each ms", sizes.visible_events, 1e-3),
+        ("after silence", sizes.visible_events // 20 + 1, 0.03),
+    ):
+        found: dict[str, list[dict[str, float]]] = {"store": [], "deployment": []}
+        for number in range(sizes.rounds):
+            for kind, where in (("store", scratch / "store"), ("deployment", place)):
+                found[kind].append(latencies(where, f"latency {name} {number}", events, gap_s))
+        ratios = [
+            shipped["p99.9"] / alone["p99.9"]
+            for shipped, alone in zip(found["deployment"], found["store"], strict=True)
+        ]
+        quantiles = {
+            kind: "/".join(_number(statistics.median(run[at] for run in runs)) for at in runs[0])
+            for kind, runs in found.items()
+        }
+        note = f"p50/p99/p99.9/max {quantiles['deployment']} us against {quantiles['store']}"
+        yield Figure(f"log_event {name}, p99.9, deployment / store", ratios, None, "x", note=note)
+
+
+def _many_and_idle(sizes: Sizes, running: Running) -> Iterator[Figure]:
+    """Measure many clients at once, and what nothing costs."""
+    seconds = crowd(running.place, _CLIENTS, _PROCESSES, sizes.crowd_events)
+    note = f"in {_PROCESSES} processes, {sizes.crowd_events} events each, {seconds:.1f} s until all is journalled and released"
+    yield Figure(
+        "clients that connect, acquire and log at once", [_CLIENTS], _CLIENTS, "", at_least=True, note=note
+    )
+    for handles in (1, 25):
+        shares = idle_shares(running, handles, sizes.idle_s)
+        note = ", ".join(f"{role} {100 * share:.2f}" for role, share in shares.items())
+        name = f"idle, {handles} {'story' if handles == 1 else 'stories'} acquired: busiest process"
+        yield Figure(name, [100 * max(shares.values())], 1, "% of a core", note=note)
+
+
+def tls(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
+    """Measure what TLS costs: a deployment with it beside one without, round by round."""
+    from benchmarks.network import deployment
 
     events = 2 * sizes.events
-    with deployment(scratch) as place:
-        archive(scratch, place, events)
-        rates: dict[str, list[float]] = {"segments": [], "chunks": []}
-        for _ in range(sizes.rounds):
-            for story, found in rates.items():
-                run = _first_replay(Path(place), story)
-                found.append(run["events"] / run["columns_s"])
-        note = f"{_number(events)} events of 2 clients, from the grapher's segments, records included"
-        yield Figure(
-            "replay through the player", rates["segments"], 3e6, "events/s", at_least=True, note=note
-        )
-        ratios = [chunks / segments for segments, chunks in zip(*rates.values(), strict=True)]
-        note = f"{_spread(rates['chunks'])} events/s from a chunk"
-        yield Figure("the same, chunk / segments", ratios, 0.75, "x", at_least=True, note=note)
-        taken, ratios = [], []
-        for number in range(sizes.rounds):
-            rate = events / workloads.fill(place, f"taken-{number}", events, clients=2)
-            taken.append(rate)
-            ratios.append(rate * sink(events, 2) / events)
-        note = "from the first log_event of two clients to the end of both, everything released"
-        yield Figure("taken in by one keeper", taken, 1.5e6, "events/s", at_least=True, note=note)
-        note = "which takes time_ns() and encode() of each event from two processes over sockets with buffers of 1 MiB"
-        yield Figure("taken in / bare TCP sink", ratios, 0.5, "x", at_least=True, note=note)
-        yield Figure("log_event, deployment / store", _cost_of_shipping(sizes, scratch, place), 1.2, "x")
-        delays_ns = visibility.measure(place, "visible", sizes.visible_events, 2.0, asleep=True)
-        delays = visibility.quantiles(delays_ns)
-        note = f"p50 {delays['p50'] / 1e6:.1f}, max {delays['max'] / 1e6:.1f} ms, {len(delays_ns)} events"
-        yield Figure("visible through the network, p99", [delays["p99"] / 1e6], 20, "ms", note=note)
+    rates: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    for number in range(sizes.rounds):
+        for with_tls, before in rates.items():
+            place = scratch / f"{number}-{with_tls}"
+            place.mkdir()
+            with deployment(place, tls=with_tls) as running:
+                taken = events / workloads.fill(running.place, "taken", events, clients=2)
+                replayed = _first_replay(running.place, "taken")
+                before.append((taken, replayed["events"] / replayed["columns_s"]))
+            shutil.rmtree(place)
+    taken, replayed = (
+        [sealed[kind] / clear[kind] for clear, sealed in zip(*rates.values(), strict=True)]
+        for kind in range(2)
+    )
+    yield Figure("taken in with TLS / without", taken, 0.5, "x", at_least=True)
+    yield Figure("replay through the player with TLS / without", replayed, 0.5, "x", at_least=True)
 
 
 def _cost_of_shipping(sizes: Sizes, scratch: Path, place: str) -> list[float]:
@@ -330,6 +416,7 @@ PARTS = {
     "visible": visible,
     "clock": clock,
     "network": network,
+    "tls": tls,
 }
 
 
@@ -343,16 +430,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--replay-events", type=int, default=10_000_000, help="(default: %(default)s)")
     parser.add_argument("--visible-events", type=int, default=1000, help="(default: %(default)s)")
     parser.add_argument(
+        "--crowd-events", type=int, default=1000, help="of each of 200 clients (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--idle-seconds", type=float, default=10.0, help="for which nothing happens (default: %(default)s)"
+    )
+    parser.add_argument(
         "--rounds", type=int, default=5, help="of everything that is repeated (default: %(default)s)"
     )
     args = parser.parse_args(argv)
     unknown = [part for part in args.parts if part not in PARTS]
     if (
         unknown
-        or min(args.events, args.replay_events // workloads.CLIENTS, args.visible_events, args.rounds) < 1
+        or min(args.events, args.replay_events // workloads.CLIENTS, args.visible_events) < 1
+        or min(args.rounds, args.crowd_events) < 1
+        or args.idle_seconds <= 0
     ):
         parser.error(f"there is no part {unknown[0]}" if unknown else "every number is at least 1")
-    sizes = Sizes(args.events, args.replay_events, args.rounds, args.visible_events)
+    sizes = Sizes(
+        args.events,
+        args.replay_events,
+        args.rounds,
+        args.visible_events,
+        args.crowd_events,
+        args.idle_seconds,
+    )
     rows = [("figure", "median (min..max)", "wanted", "unit", "ratio", "kept", "")]
     disturbances = []
     for name in args.parts or PARTS:

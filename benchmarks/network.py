@@ -1,4 +1,4 @@
-"""A deployment on this machine for the benchmarks, and the bare socket that it is compared with."""
+"""A deployment on this machine for the benchmarks: what it costs, and the bare socket that it is compared with."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 from unittest import mock
 
 from benchmarks import workloads
@@ -20,20 +21,35 @@ _ARCHIVE_S = 600.0
 _STUB_BYTES = 4096
 
 
+class Running(NamedTuple):
+    """A deployment.
+
+    Attributes:
+        place: what clients of this process and its children are given.
+        pids: role -> process.
+    """
+
+    place: str
+    pids: dict[str, int]
+
+
 @contextmanager
-def deployment(scratch: Path) -> Iterator[str]:
-    """Run visor, keeper, grapher and player; yield the place that clients of this process and its children are given."""
+def deployment(scratch: Path, *, tls: bool = False) -> Iterator[Running]:
+    """Run visor, keeper, grapher and player."""
     directory = scratch / "deployment"
-    tokens = {
+    variables = {
         "CHRONOLOG_TOKEN_FILE": str(directory / "run" / "tokens"),
+        "CHRONOLOG_CERTIFICATE": str(directory / "run" / "certificate.pem") if tls else "",
         "CHRONOLOG_SPOOL": str(scratch / "spool"),
     }
-    with mock.patch.dict(os.environ, tokens):
-        _chronolog("up", "--background", "--port", "0", "--query-port", "0", "--directory", directory)
+    with mock.patch.dict(os.environ, variables):
+        options = ("--port", "0", "--query-port", "0", "--directory", directory, *(["--tls"] if tls else []))
+        _chronolog("up", "--background", *options)
         try:
             status = json.loads(_chronolog("status", "--json", "--directory", directory))
             ports = {process["role"]: process["port"] for process in status["processes"]}
-            yield workloads.deployment_at(ports["visor"], ports["player"])
+            place = workloads.deployment_at(ports["visor"], ports["player"])
+            yield Running(place, {process["role"]: process["pid"] for process in status["processes"]})
         finally:
             _chronolog("down", "--directory", directory)
 
@@ -99,3 +115,79 @@ def _swallow(connected: socket.socket) -> None:
     with connected:
         while connected.recv_into(buffer):
             pass
+
+
+def crowd(place: str, clients: int, processes: int, events: int) -> float:
+    """Let many clients connect, acquire a story and log at once; return the seconds until all is journalled and released.
+
+    Raises:
+        RuntimeError: something of it is not in the story.
+    """
+    workloads.new_client(place).Disconnect()
+    members = [
+        workloads.start("crowd", place, "crowd", clients // processes, events) for _ in range(processes)
+    ]
+    for member in members:
+        workloads.answer(member)
+    start_s = time.monotonic()
+    for member in members:
+        workloads.say(member)
+    for member in members:
+        workloads.end(member)
+    seconds = time.monotonic() - start_s
+    with workloads.new_client(place) as client:
+        found = sum(map(len, client.replay(workloads.CHRONICLE, "crowd")))
+    if found != clients * events:
+        raise RuntimeError(f"{clients} clients have logged {events} events each, and {found} are there")
+    return seconds
+
+
+def idle_shares(running: Running, handles: int, seconds: float) -> dict[str, float]:
+    """Return the share of a core that each process takes while nothing happens.
+
+    Args:
+        running: the deployment.
+        handles: so many stories a client has acquired and logged into.
+        seconds: how long to look.
+    """
+    client = workloads.start("idle", running.place, handles)
+    workloads.answer(client)
+    pids = {**running.pids, "client": client.pid}
+    before, start_s = {role: cpu_s(pid) for role, pid in pids.items()}, time.monotonic()
+    time.sleep(seconds)
+    taken_s = time.monotonic() - start_s
+    shares = {role: (cpu_s(pid) - before[role]) / taken_s for role, pid in pids.items()}
+    workloads.say(client)
+    workloads.end(client)
+    return shares
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that the threads of a process have used."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) * 1e-9
+
+
+def latencies(place: str | os.PathLike[str], story: str, events: int, gap_s: float) -> dict[str, float]:
+    """Return quantiles of what a call of log_event takes, in us: p50, p99, p99.9 and max.
+
+    Args:
+        place: of a store or a deployment.
+        story: a new one.
+        events: how many to log.
+        gap_s: to sleep between two; 0 for one right after the other.
+    """
+    records = workloads.pool()
+    taken_ns: list[int] = []
+    with workloads.new_client(place) as client, workloads.acquire(client, story) as handle:
+        log_event: Any = handle.log_event
+        for turn in workloads.turns(records, events):
+            for record in turn:
+                if gap_s:
+                    time.sleep(gap_s)
+                start_ns = time.perf_counter_ns()
+                log_event(record)
+                taken_ns.append(time.perf_counter_ns() - start_ns)
+    taken_ns.sort()
+    places = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
+    return {name: taken_ns[round(at * (events - 1))] * 1e-3 for name, at in places.items()}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -149,10 +150,12 @@ def end(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0, f"the process {process.args} has ended with {process.returncode}"
 
 
-def fill(directory: str | os.PathLike[str], story: str, events: int, clients: int = CLIENTS) -> float:
-    """Log `events` events from `clients` processes at the same time; return the seconds that it took."""
+def fill(
+    directory: str | os.PathLike[str], story: str, events: int, clients: int = CLIENTS, batch: int = 1
+) -> float:
+    """Log `events` events from `clients` processes at the same time, so many at once; return the seconds that it took."""
     new_client(directory).Disconnect()
-    writers = [start("write", directory, story, events // clients, rank) for rank in range(clients)]
+    writers = [start("write", directory, story, events // clients, rank, batch) for rank in range(clients)]
     for writer in writers:
         answer(writer)
     start_s = time.monotonic()
@@ -167,15 +170,44 @@ def _tell(**values: Any) -> None:
     print(json.dumps(values), flush=True)
 
 
-def _write(directory: str, story: str, events: str, rank: str) -> None:
+def _write(directory: str, story: str, events: str, rank: str, batch: str) -> None:
     """Log events when told."""
-    records = pool(int(rank))
+    records, size = pool(int(rank)), int(batch)
     with new_client(directory) as client, acquire(client, story) as handle:
         _tell(ready=True)
         sys.stdin.readline()
         for turn in turns(records, int(events)):
-            for record in turn:
+            if size == 1:
+                for record in turn:
+                    handle.log_event(record)
+            else:
+                for first in range(0, len(turn), size):
+                    handle.log_events(turn[first : first + size])
+
+
+def _crowd(place: str, story: str, clients: str, events: str) -> None:
+    """Be many clients when told, each in a thread: connect, acquire, log, release."""
+    records = pool(count=int(events))
+
+    def take_part() -> None:
+        with new_client(place) as client, acquire(client, story) as handle:
+            for record in records:
                 handle.log_event(record)
+
+    with ThreadPoolExecutor(int(clients)) as threads:
+        _tell(ready=True)
+        sys.stdin.readline()
+        for done in [threads.submit(take_part) for _ in range(int(clients))]:
+            done.result()
+
+
+def _idle(place: str, handles: str) -> None:
+    """Acquire stories, log into each, and do nothing until told."""
+    with new_client(place) as client, ExitStack() as stack:
+        for number in range(int(handles)):
+            stack.enter_context(acquire(client, f"idle-{number}")).log_event("the only one")
+        _tell(ready=True)
+        sys.stdin.readline()
 
 
 def _replay(directory: str, story: str, start_ns: str = "0", end_ns: str = str(2**64 - 1)) -> None:
@@ -282,7 +314,14 @@ def _send(port: str, events: str, rank: str) -> None:
         log_all(log, turns(records, int(events)), file.flush)
 
 
-_ROLES = {"send": _send, "write": _write, "replay": _replay, "trickle": _trickle}
+_ROLES = {
+    "send": _send,
+    "write": _write,
+    "replay": _replay,
+    "trickle": _trickle,
+    "crowd": _crowd,
+    "idle": _idle,
+}
 
 if __name__ == "__main__":
     _ROLES[sys.argv[1]](*sys.argv[2:])

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from py_chronolog_client.errors import InvalidArgumentError, NotAuthorizedError
+from py_chronolog_client.trust import trusted_certificates
 from py_chronolog_client.wire.handshake import MAX_NAME_BYTES, SERVICE_NAME, Identity
 
 TOKEN_VARIABLE = "CHRONOLOG_TOKEN_FILE"  # noqa: S105  a name, no secret
@@ -64,21 +65,24 @@ def read_tokens(path: Path) -> dict[str, bytes]:
     return _parsed(path, data)
 
 
-def own_identity() -> Identity:
-    """Return who this client is: of the names in its token file the user's own, or else the first.
+def own_identity(path: Path | None = None) -> Identity:
+    """Return who this client is, of the names in its token file the user's own, or else the first, and whom it trusts.
+
+    Args:
+        path: of the file; None for where a client looks.
 
     Raises:
-        NotAuthorizedError: there is no token file, or nobody in it that a client could be.
-        InvalidArgumentError: it makes no sense.
+        NotAuthorizedError: there is no token file, or nobody in it that a client could be, or no certificate.
+        InvalidArgumentError: one of them makes no sense.
     """
-    path = token_path()
+    path = path or token_path()
     tokens = {name: secret for name, secret in read_tokens(path).items() if name != SERVICE_NAME}
     if not tokens:
         raise NotAuthorizedError(f"{path}: the token file has no name for a client")
     name = next(iter(tokens))
     with suppress(KeyError, OSError):  # a user without a name
         name = user if (user := getpass.getuser()) in tokens else name
-    return Identity(name, tokens[name])
+    return Identity(name, tokens[name], trusted_certificates())
 
 
 def write_tokens(path: Path, tokens: Mapping[str, bytes]) -> None:

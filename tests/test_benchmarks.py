@@ -30,10 +30,11 @@ def test_suites_run_and_report_ns_per_event_and_what_a_range_reads(tmp_path: Pat
 @pytest.mark.slow
 def test_the_table_of_figures(tmp_path: Path) -> None:
     sizes = ["--events", "2000", "--replay-events", "8000", "--visible-events", "20", "--rounds", "1"]
+    sizes += ["--crowd-events", "20", "--idle-seconds", "0.2"]
     argv = [sys.executable, "-m", "benchmarks.figures", *sizes]
     done = processes.run(argv, timeout=120, cwd=processes.ROOT, env={"TMPDIR": str(tmp_path)})
     assert done.returncode == 0, processes.describe(done)
-    rows = done.stdout.splitlines()
+    rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert rows[0].split()[:2] == ["figure", "median"]
     for figure in (
         "log_event / raw file",
@@ -42,6 +43,9 @@ def test_the_table_of_figures(tmp_path: Path) -> None:
         "1 % range: bytes read",
         "taken in by one keeper",
         "replay through the player",
+        "clients that connect, acquire and log at once 200",
+        "log_event each ms, p99.9, deployment / store",
+        "idle, 25 stories acquired",
     ):
         assert any(row.startswith(figure) for row in rows), figure
     assert list(tmp_path.iterdir()) == []

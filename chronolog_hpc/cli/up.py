@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chronolog_hpc.cli.arguments import whole_number
+from chronolog_hpc.cli.arguments import seconds, whole_number
 
 if TYPE_CHECKING:
     from chronolog_hpc.cli.outcome import Job
@@ -53,7 +54,28 @@ def register(commands: argparse._SubParsersAction[Any]) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--insecure-network", action="store_true",
-        help="accept an address that others can reach: there is no TLS, so they can read all events",
+        help="accept an address that others can reach without TLS, so that they can read all events",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tls", action="store_true",
+        help="speak TLS, with a certificate in DIR/run that openssl makes if there is none; programs need "
+        "CHRONOLOG_CERTIFICATE then",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tls-certificate", metavar="FILE", type=os.path.expanduser,
+        help="speak TLS with this certificate, in PEM, which is copied to DIR/run with its key",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tls-key", metavar="FILE", type=os.path.expanduser, help="its key, in PEM, without a passphrase"
+    )  # fmt: skip
+    parser.add_argument(
+        "--drain", metavar="S", type=seconds, default=0.0,
+        help="at the end ship first what this user's programs have left on each node, and wait for those that live, for so "
+        "long (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--metrics-port", metavar="P", type=whole_number(0, 65535),
+        help="serve metrics for Prometheus there, on loopback of each node; 0 for any that is free (default: none)",
     )  # fmt: skip
     parser.add_argument(
         "--background", action="store_true", help="return when everything is ready, and leave it running"
@@ -72,8 +94,12 @@ def add_directory(parser: argparse.ArgumentParser) -> None:
 
 def prepare(args: argparse.Namespace) -> Job:
     """Return the deployment that was asked for."""
+    from chronolog_hpc.services.certificate import Given
     from chronolog_hpc.services.launching import Wishes, launch
 
+    if (args.tls_certificate is None) != (args.tls_key is None):
+        args.parser.error("--tls-certificate and --tls-key go together: give both, or --tls alone")
+    given = None if args.tls_key is None else Given(Path(args.tls_certificate), Path(args.tls_key))
     wishes = Wishes(
         directory=args.directory,
         configuration=args.config,
@@ -81,6 +107,10 @@ def prepare(args: argparse.Namespace) -> Job:
         port=args.port,
         query_port=args.query_port,
         insecure_network=args.insecure_network,
+        tls=args.tls,
+        certificate=given,
+        drain_s=args.drain,
+        metrics_port=args.metrics_port,
         background=args.background,
         role=args.role,
     )

@@ -12,14 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chronolog_hpc import streams
+from chronolog_hpc.services.configuration import Log
 from chronolog_hpc.services.lifeline import die_with
+from chronolog_hpc.services.logfile import LogFile
 from chronolog_hpc.services.memory import keep_buffers
 from chronolog_hpc.services.policy import PACE, Pace
 from chronolog_hpc.services.server import Server, Service
+from chronolog_hpc.services.tls import ServiceTls
+from chronolog_hpc.services.tokenfile import TokenFile
 from chronolog_hpc.services.visor import GRACE_S
 from py_chronolog_client.engine.connection import Address
-from py_chronolog_client.errors import ChronoLogError, NotAuthorizedError
-from py_chronolog_client.tokens import read_tokens
+from py_chronolog_client.errors import ChronoLogError
 from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 
 ROLES = ("visor", "grapher", "keeper", "player")
@@ -43,8 +46,12 @@ def main(arguments: Sequence[str] | None = None, pace: Pace = PACE) -> int:
         parser.error(f"a {args.role} needs --directory")
     streams.prepare()
     keep_buffers()
+    try:
+        log = LogFile(args.log, args.log_bytes, args.logs_kept) if args.log else logging.StreamHandler()
+    except OSError as error:
+        parser.error(f"{args.log}: it cannot be logged there: {error.strerror}")
     logging.basicConfig(
-        stream=sys.stderr, level=args.log_level, format=f"%(asctime)s {args.role} %(levelname)s %(message)s"
+        handlers=[log], level=args.log_level, format=f"%(asctime)s {args.role} %(levelname)s %(message)s"
     )
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -69,12 +76,10 @@ def parse_address(text: str) -> Address:
 
 
 async def _serve(args: argparse.Namespace, pace: Pace) -> None:
-    tokens = read_tokens(args.tokens)
-    if SERVICE_NAME not in tokens:
-        raise NotAuthorizedError(
-            f"{args.tokens}: there is no line for {SERVICE_NAME!r}, by which services know each other: add one"
-        )
-    server = Server(_service(args, Identity(SERVICE_NAME, tokens[SERVICE_NAME]), pace), tokens)
+    tokens = TokenFile(args.tokens)
+    tls = None if args.tls is None else ServiceTls(args.tls)
+    identity = Identity(SERVICE_NAME, tokens[SERVICE_NAME], "" if tls is None else tls.certificate)
+    server = Server(_service(args, identity, pace), tokens, tls)
     address = await server.listen(args.host, args.port)
     print(f"{args.role} listening on {address}", flush=True)  # noqa: T201  whoever started it waits for this line
     await server.run()
@@ -85,7 +90,7 @@ def _service(args: argparse.Namespace, identity: Identity, pace: Pace) -> Servic
         case "visor":
             from chronolog_hpc.services.visor import Visor
 
-            return Visor(args.directory, args.grace)
+            return Visor(args.directory, identity, args.grace)
         case "player":
             from chronolog_hpc.services.player import Player
 
@@ -111,6 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--port", type=int, default=0, help="0 for any that is free (%(default)s)")
     parser.add_argument("--tokens", type=Path, required=True, help="file of names and secrets, mode 0600")
+    parser.add_argument(
+        "--tls", type=Path, metavar="FILE", help="its certificate and key in PEM; without it there is no TLS"
+    )
     parser.add_argument("--visor", type=parse_address, metavar="HOST:PORT", help="where the visor listens")
     parser.add_argument(
         "--node", default=socket.gethostname(), help="name of the machine, for its keeper (%(default)s)"
@@ -124,6 +132,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--parent", type=int, metavar="PID", help="of the process that starts this one: die with it"
+    )
+    parser.add_argument("--log", type=Path, metavar="FILE", help="log there, not to standard error")
+    parser.add_argument(
+        "--log-bytes",
+        type=int,
+        default=Log().size_bytes,
+        help="beyond that FILE becomes FILE.1 (%(default)s)",
+    )
+    parser.add_argument(
+        "--logs-kept", type=int, default=Log().kept, help="so many old files are kept (%(default)s)"
     )
     parser.add_argument("--log-level", default="INFO", help="DEBUG, INFO, WARNING or ERROR (%(default)s)")
     return parser

@@ -1,7 +1,7 @@
 """A service as a child process: started, watched, and started again at the same address when it dies.
 
-Its standard output says once where it listens; its standard error is its log, a file that it writes itself, so a parent
-that is stopped or slow never holds it up. The parent reads the file after it, and passes on what is a problem.
+Its standard output says once where it listens; its standard error is its log, a file that it writes and bounds itself, so
+a parent that is stopped or slow never holds it up. The parent reads the file after it, and passes on what is a problem.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import chronolog_hpc
 from chronolog_hpc.clientlib import StoreError
+from chronolog_hpc.services import logfile
 from chronolog_hpc.services.rundir import Process, RunDirectory
 from py_chronolog_client.engine.connection import Address
 
@@ -49,6 +50,9 @@ class Role(NamedTuple):
     """Directory of its store."""
     log: Path
     level: str
+    log_bytes: int
+    """Beyond that another log is begun; 0 for never."""
+    logs_kept: int
 
 
 class Child:
@@ -102,9 +106,8 @@ class Child:
         self._visor = visor
         self._said = b""
         self._started_s = time.monotonic()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            log = os.open(self.role.log, flags, 0o600)
+            log = os.open(self.role.log, logfile.OPEN_FLAGS, logfile.MODE)
         except OSError as error:
             raise StoreError(
                 self.role.log, f"the {self.role.name} cannot log there: {error.strerror}"
@@ -176,11 +179,16 @@ class Child:
             "--host": host,
             "--port": port,
             "--tokens": self._run.tokens,
+            "--log": self.role.log,
+            "--log-bytes": self.role.log_bytes,
+            "--logs-kept": self.role.logs_kept,
             "--log-level": _LEVELS.get(self.role.level, self.role.level.upper()),
             "--parent": os.getpid(),
         }
         if self._visor is not None:
             options["--visor"] = self._visor
+        if self._run.has_tls:
+            options["--tls"] = self._run.tls
         words = [str(word) for option in options.items() for word in option]
         return [sys.executable, "-m", "chronolog_hpc.services", self.role.name, *words]
 
@@ -242,20 +250,38 @@ class _LogReader:
     def __init__(self, path: Path) -> None:
         self.last_line = ""
         self._path = path
-        self._offset = path.stat().st_size if path.exists() else 0
         self._part = b""
+        self._descriptor: int | None = None
+        self._follow()
+        self._offset = path.stat().st_size if path.exists() else 0
 
     def tell(self, name: str) -> None:
         """Pass on the problems since the last time; of very much only the end."""
-        try:
-            with open(self._path, "rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                begin = self._offset if self._offset <= size else 0  # somebody has made it shorter
-                file.seek(max(begin, size - _READ_BYTES))
-                data = file.read(_READ_BYTES)
-                self._offset = file.tell()
-        except OSError:
-            return  # it has been moved away
+        self._read(name)
+        if self._follow():
+            self._read(name)
+
+    def _follow(self) -> bool:
+        """Go on in the file that has the name now, if that is another one: tell whether it is."""
+        with suppress(OSError):  # there may be none for a moment
+            there = os.stat(self._path)
+            if self._descriptor is None or not os.path.samestat(there, os.fstat(self._descriptor)):
+                descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+                if self._descriptor is not None:
+                    os.close(self._descriptor)
+                self._descriptor, self._offset = descriptor, 0
+                return True
+        return False
+
+    def _read(self, name: str) -> None:
+        if self._descriptor is None:
+            return
+        size = os.fstat(self._descriptor).st_size
+        begin = max(
+            self._offset if self._offset <= size else 0, size - _READ_BYTES
+        )  # it may have been made shorter
+        data = os.pread(self._descriptor, _READ_BYTES, begin)
+        self._offset = begin + len(data)
         *lines, self._part = (self._part + data).split(b"\n")
         for line in lines:
             text = line.decode("utf-8", "replace")

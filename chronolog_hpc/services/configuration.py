@@ -8,7 +8,7 @@ what is known, this is used:
     chrono_keeper.KeeperRecordingService                          where the keeper listens
     chrono_grapher.KeeperGrapherDrainService                      where the grapher listens
     chrono_client.ClientQueryService, or chrono_player.PlaybackQueryService       where the player listens
-    Monitoring.monitor (older files: Logging.log) of these four                   level and file of their logs
+    Monitoring.monitor (older files: Logging.log) of these four                   level, file and bounds of their logs
     chrono_keeper.Extractors.story_files_dir (older files: chrono_keeper.story_files_dir)      where keepers put stories
     chrono_grapher.Extractors.story_files_dir                     where the grapher puts them
 
@@ -44,6 +44,10 @@ class Log(NamedTuple):
     level: str = "info"
     file: Path | None = None
     """An absolute path, or the name of a file in the deployment's directory of logs; None where none is named."""
+    size_bytes: int = 2**23
+    """Beyond that another file is begun; 0 for never."""
+    kept: int = 3
+    """So many old files are kept, at least one."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ _LOG: Any = {
     "level": _LEVEL,
     "name": _TEXT,
     "filesize": _COUNT,
-    "filenum": _COUNT,
+    "filenum": _whole(10_000),
     "flushlevel": _LEVEL,
 }
 _LOGS: Any = {"Monitoring": {"monitor": _LOG}, "Logging": {"log": _LOG}}
@@ -275,7 +279,10 @@ def _log(section: dict[str, Any]) -> Log:
     named = said.get("file", "") if said.get("type") != "console" else ""
     name = os.path.basename(named)
     file = _lasting(named) or (Path(name) if name not in {"", ".", ".."} else None)
-    return Log(said.get("level", "info"), file)
+    bounds = {
+        name: said[key] for name, key in (("size_bytes", "filesize"), ("kept", "filenum")) if key in said
+    }
+    return Log(said.get("level", "info"), file, **bounds)
 
 
 def _lasting(text: str) -> Path | None:

@@ -18,10 +18,10 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chronolog_hpc.clientlib import ChronoLogError
 from chronolog_hpc.services.child import Child, Role
@@ -30,6 +30,9 @@ from chronolog_hpc.services.listening import LOOPBACK, require_free, require_saf
 from chronolog_hpc.services.rundir import GRAPHER, KEEPER, PLAYER, UP, VISOR, Process, RunDirectory
 from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.store import files, owner
+
+if TYPE_CHECKING:
+    from chronolog_hpc.services.metrics import Metrics
 
 ROLES = (VISOR, GRAPHER, KEEPER, PLAYER)
 """All roles, in the order in which they are started; they are ended in the other."""
@@ -63,7 +66,7 @@ def plan(
         configuration: what the configuration file says.
         host: address, name or network interface, in the place of what the configuration says.
         ports: role -> port, or None for what the configuration says.
-        insecure_network: whether addresses that others can reach are accepted.
+        insecure_network: whether addresses that others can reach are accepted without TLS.
 
     Raises:
         InvalidArgumentError: an address that is none, or must not be used.
@@ -88,7 +91,7 @@ def plan(
         given = ports.get(name)
         port = given if given is not None else said.port if said is not None else _PORTS[name]
         address = resolve(where)
-        require_safe(address, insecure_network=insecure_network)
+        require_safe(address, is_secured=run.has_tls or insecure_network)
         own = f"{name}-{node}" if name == KEEPER else name
         log = configuration.logs.get(name, Log())
         stores = configuration.story_files.get(name)
@@ -100,6 +103,8 @@ def plan(
                 (stores or run.deployment) / own,
                 log_directory(run) / (log.file or f"{own}.log"),
                 log.level,
+                log.size_bytes,
+                log.kept,
             )
         )
     return roles
@@ -116,12 +121,16 @@ class Deployment:
     Attributes:
         children: the services, in the order of `ROLES`.
         ended_well: whether all of them have ended when they were told to.
+        metrics: what serves their metrics, if somebody wanted that.
     """
 
-    def __init__(self, run: RunDirectory, roles: Sequence[Role]) -> None:
+    def __init__(self, run: RunDirectory, roles: Sequence[Role], metrics_port: int | None = None) -> None:
+        """Plan to look after `roles`, and to serve metrics at a port of loopback, unless that is None."""
         self.children = [Child(role, run) for role in sorted(roles, key=lambda role: ROLES.index(role.name))]
         self.ended_well = True
+        self.metrics: Metrics | None = None
         self._run = run
+        self._metrics_port = metrics_port
         self._signals = _Signals()
 
     def __enter__(self) -> Deployment:
@@ -132,22 +141,30 @@ class Deployment:
         """
         with suppress(FileExistsError):
             files.make_directory(log_directory(self._run), 0o700)
-        self._up = Process.running(UP, os.getpid(), runs=[child.role.name for child in self.children])
-        if self.children:
-            self._run.claim(self._up)
-        try:
+        runs = [child.role.name for child in self.children]
+        with ExitStack() as undo:
+            if self.children and self._metrics_port is not None:
+                self.metrics = _metrics(self._run, self._metrics_port)
+                undo.callback(self.metrics.close)
+            address = self.metrics.address if self.metrics else None
+            self._up = Process.running(UP, os.getpid(), address, runs)
+            if self.children:
+                self._run.claim(self._up)
+            undo.callback(self._run.remove, self._up)
             for child in self.children:
                 require_free(child.address, child.role.option)
             self._signals.__enter__()
-        except BaseException:
-            self._run.remove(self._up)
-            raise
+            undo.pop_all()
+        if self.metrics is not None:
+            self.metrics.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            if self.metrics is not None:
+                self.metrics.close()
             for child in reversed(self.children):
                 self._end(child)
         finally:
@@ -184,14 +201,17 @@ class Deployment:
             if self._signals.count:
                 raise StartError("stopped before all services were ready")
 
-    def watch(self, is_over: Callable[[], bool] = lambda: False, tick_s: float = _TICK_S) -> None:
+    def watch(
+        self, is_over: Callable[[], bool] = lambda: False, tick_s: float = _TICK_S, signals: int = 1
+    ) -> None:
         """Keep the services alive until a signal says that it is over.
 
         Args:
             is_over: is asked every `tick_s` as well.
             tick_s: longest time between two looks.
+            signals: how many have to have come.
         """
-        while not self._signals.count and not is_over():
+        while self._signals.count < signals and not is_over():
             self._signals.wait([child.ready_descriptor for child in self.children], tick_s)
             for child in self.children:
                 child.look()
@@ -212,6 +232,13 @@ class Deployment:
                     self._signals.wait([], _TICK_S)
                 return
             self._signals.wait([], _TICK_S)
+
+
+def _metrics(run: RunDirectory, port: int) -> Metrics:
+    from chronolog_hpc.services.inspection import inspect  # with it comes numpy
+    from chronolog_hpc.services.metrics import Metrics
+
+    return Metrics(port, lambda: inspect(run, here_only=True))
 
 
 class _Signals:

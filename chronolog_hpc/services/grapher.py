@@ -25,7 +25,7 @@ from py_chronolog_client.errors import ChronoLogError, NotFoundError, ProtocolEr
 from py_chronolog_client.store.deposit import Deposit, Deposits
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.failures import refusal_of
-from py_chronolog_client.wire.handshake import Identity
+from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 from py_chronolog_client.wire.messages import Message
 
 
@@ -75,6 +75,9 @@ class Grapher(StoreService):
         await super().stopped()
         self._registry.close()
 
+    def levels(self) -> dict[str, int]:
+        return {"streams": len(self._streams)}
+
     async def ended(self, session: Session) -> None:
         async with self._changing:
             for key in [key for key in self._streams if key[0] is session]:
@@ -110,7 +113,9 @@ class Grapher(StoreService):
         await session.send(messages.Opened(message.stream, deposit.sequence, False))
 
     def _deposit(self, place: Place) -> Deposit:
-        located = self._registry.ask(messages.Locate(place.chronicle, place.story), messages.Located)
+        located = self._registry.ask(
+            messages.Locate(place.chronicle, place.story, SERVICE_NAME), messages.Located
+        )
         if located.uid != place.uid:
             raise NotFoundError(f"the story {place.story!r:.200} was destroyed, and made again")
         policy = {

@@ -29,7 +29,7 @@ from py_chronolog_client.store.handover import Sealed, sealed
 from py_chronolog_client.store.records import read_client_record, read_close_record
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.failures import error_of
-from py_chronolog_client.wire.handshake import Identity
+from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 from py_chronolog_client.wire.messages import M, expect
 
 _LONGEST_PAUSE = 30
@@ -51,6 +51,9 @@ class Place(NamedTuple):
     story: str
     uid: int
     client_id: int
+
+    def __str__(self) -> str:
+        return f"client {self.client_id:016x} of story {self.story!r:.200} of {self.chronicle!r:.200}"
 
 
 _Story = tuple[str, str, int]
@@ -217,7 +220,7 @@ class Handing:
     def _ship(self, grapher: Connection, place: Place, segment: Sealed) -> None:
         """Bring a segment to the grapher, unless it has it, and delete it here."""
         chronicle, story, uid, client_id = place
-        grapher.send(messages.Open(_STREAM, uid, chronicle, story, client_id, True))
+        grapher.send(messages.Open(_STREAM, uid, chronicle, story, client_id, True, b""))
         opened = _answer(grapher, messages.Opened)
         if opened.sequence < segment.end_sequence:
             for block in segment.blocks():
@@ -264,7 +267,7 @@ class Handing:
             NotConnectedError: the visor is away.
         """
         located = self._connected("visor", self._visor).ask(
-            messages.Locate(story[0], story[1]), messages.Located
+            messages.Locate(story[0], story[1], SERVICE_NAME), messages.Located
         )
         if located.uid != story[2]:
             raise NotFoundError(f"the story {story[1]!r:.200} was destroyed, and made again")

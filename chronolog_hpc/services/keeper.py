@@ -23,6 +23,7 @@ from chronolog_hpc.services.policy import PACE, Pace
 from chronolog_hpc.services.questions import Follower, send_all, unchanged
 from chronolog_hpc.services.session import Body, GoneError, Session
 from chronolog_hpc.services.storing import StoreService
+from chronolog_hpc.services.tickets import Passage, require_ticket
 from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.errors import (
     ChronoLogError,
@@ -46,6 +47,8 @@ class _Entry:
 
     intake: Intake
     streams: int = 0
+    counted: int = 0
+    """How many of the events that it took were counted."""
     is_retired: bool = False
     """Whether its story was destroyed."""
     waiting: deque[tuple[_Stream, int]] = field(default_factory=deque)
@@ -103,6 +106,12 @@ class Keeper(StoreService):
     async def stopping(self) -> None:
         await asyncio.to_thread(self._handing.stop)
 
+    def levels(self) -> dict[str, int]:
+        return {
+            "streams": sum(map(len, self._streams.values())),
+            "waiting_for_sync": sum(len(entry.waiting) for entry in self._entries.values()),
+        }
+
     async def answer(self, session: Session, message: Message, body: Body) -> None:
         match message:
             case messages.Block(number):
@@ -114,6 +123,7 @@ class Keeper(StoreService):
             case messages.Open():
                 await self._open(session, message)
             case messages.Follow():
+                self.require_service(session, message)
                 await self._follow(session, message)
             case _:
                 await super().answer(session, message, body)
@@ -127,6 +137,7 @@ class Keeper(StoreService):
             await self._leave(before)
         place = Place(message.chronicle, message.story, message.uid, message.client_id)
         try:
+            require_ticket(message.ticket, Passage(session.name, *place), self._identity)
             entry = await self._enter(place, self._made)
         except (ChronoLogError, OSError) as error:
             session.log(logging.WARNING, f"{place} is not opened: {error}")
@@ -175,6 +186,9 @@ class Keeper(StoreService):
             await self._refuse(stream, error)
             return
         self._handing.note(stream.place)
+        taken = entry.intake.taken
+        stream.session.counts["events_in"] += taken - entry.counted
+        entry.counted = taken
         for ear in self._ears.get((stream.place.chronicle, stream.place.story), ()):
             ear.set()
         if not stream.durable:
@@ -206,6 +220,7 @@ class Keeper(StoreService):
         if stream.is_over:
             return
         stream.is_over = True
+        stream.session.counts["blocks_refused"] += 1
         if stream.entry.is_retired:
             error = NotFoundError(f"the story {stream.place.story!r:.200} was destroyed")
         stream.session.log(logging.WARNING, f"a block of {stream.place} is refused: {error}")

@@ -11,12 +11,13 @@ nothing else, the grapher is asked for. So no event is in two answers, whatever 
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,11 +25,11 @@ from chronolog_hpc.services.sources import Pages, Source
 from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport, Snapshot
 from py_chronolog_client.engine.connection import Address, Connection, Connections
 from py_chronolog_client.engine.merged import merge_clients, merge_pages, merge_reports, merge_snapshots
-from py_chronolog_client.engine.remote_reader import RemoteReader
+from py_chronolog_client.engine.remote_reader import Following, RemoteReader
 from py_chronolog_client.errors import NotConnectedError, NotFoundError, ReplayTimeoutError
 from py_chronolog_client.page import Page
 from py_chronolog_client.wire import messages
-from py_chronolog_client.wire.handshake import Identity
+from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 
 T = TypeVar("T")
 
@@ -46,12 +47,36 @@ class News(NamedTuple):
     """The next cursor of each keeper, when all pages are taken."""
     away: NotConnectedError | ReplayTimeoutError | None
     """Why not everybody could be asked."""
-    silent: set[Address]
-    """Keepers that are away, or have never heard of the story."""
+    asked: Sources | None
+    """None: the visor is away."""
 
     def next_cursor(self, cursor: Snapshot) -> dict[int, int]:
         """Return the cursor behind all pages, when they are taken."""
-        return {**cursor, **merge_snapshots(self.marks)}
+        return merge_snapshots([cursor, *self.marks])
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether a keeper is away, or has never heard of the story."""
+        return self.away is not None or any(keeper.is_silent for keeper in self.keepers)
+
+    @property
+    def keepers(self) -> Sequence[Source]:
+        """Who was asked first."""
+        return self.asked.keepers if self.asked else ()
+
+
+class Sources(NamedTuple):
+    """Who may have events of a story."""
+
+    keepers: Sequence[Source]
+    grapher: Source
+
+
+class Bell(NamedTuple):
+    """A question that hangs at a keeper until he has something."""
+
+    keeper: Source
+    question: Following
 
 
 class Keepers:
@@ -68,19 +93,26 @@ class Keepers:
             identity: of the services.
         """
         self._identity = identity
+        self._asker = SERVICE_NAME
         self._visor = Connections(lambda: self._connect(visor, "visor"))
         self._readers: dict[tuple[Address, str], RemoteReader] = {}
         self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 
+    def on_behalf_of(self, reader: str) -> Keepers:
+        """Return the same keepers, which say only what somebody may read, by his name; others get NotAuthorizedError."""
+        same = copy.copy(self)
+        same._asker = reader
+        return same
+
     def snapshot(self, chronicle: str, story: str, uid: int) -> Snapshot:
         """Return the present high-water mark of every client."""
         answers = _at_once([keeper.snapshot for keeper in self._located(chronicle, story, uid).keepers])
-        return merge_snapshots([answer.result() for answer in answers])
+        return merge_snapshots(answers)
 
     def clients(self, chronicle: str, story: str, uid: int) -> dict[int, dict[str, Any]]:
         """Return what each client of a story said of itself."""
         answers = _at_once([keeper.clients for keeper in self._located(chronicle, story, uid).keepers])
-        return merge_clients([answer.result() for answer in answers])
+        return merge_clients(answers)
 
     def scan(
         self,
@@ -129,53 +161,40 @@ class Keepers:
 
     def news(self, chronicle: str, story: str, uid: int, cursor: Snapshot) -> News:
         """Return what there is behind a follower's cursor, without waiting."""
-        away: list[NotConnectedError | ReplayTimeoutError] = []
         try:
-            located = self._located(chronicle, story, uid)
+            asked = self._located(chronicle, story, uid)
         except NotConnectedError as error:
-            return News(None, _nothing(), [], error, set())
-        marks: list[dict[int, int]] = [{} for _ in located.keepers]
+            return _no_news(error, None)
+        marks: list[dict[int, int]] = [{} for _ in asked.keepers]
         begins: dict[int, int] = {}
         answers = [
-            _noting(keeper.follow(cursor, own, begins), away)
-            for keeper, own in zip(located.keepers, marks, strict=True)
+            keeper.follow(cursor, own, begins) for keeper, own in zip(asked.keepers, marks, strict=True)
         ]
+        return _news(asked, answers, marks, begins, cursor)
 
-        def handed_over() -> Pages:
-            report = ScanReport()
-            until = _handed_over(begins, None, cursor, None)
-            yield from located.grapher.handed_over(until, 0, MAX_TIME_NS, cursor, False, report)
-            for sentence in (*report.left_out(), *map(str, report.damages)):
-                logger.warning("following: %s", sentence)
+    def bells(self, news: News, cursor: Snapshot, timeout_s: float) -> list[Bell]:
+        """Ask those who had no news to say when they have some, or the time is over.
 
-        pages = _merged(answers, handed_over)
-        try:
-            first = next(pages, None)
-        except (NotConnectedError, ReplayTimeoutError) as error:
-            return News(None, _nothing(), [], error, set())
-        silent = {keeper.address for keeper in located.keepers if keeper.is_silent}
-        return News(first, pages, marks, away[0] if away else None, silent)
-
-    def bells(
-        self, chronicle: str, story: str, uid: int, cursor: Snapshot, timeout_s: float, silent: set[Address]
-    ) -> list[Connection]:
-        """Return connections one of which becomes readable when there is something behind a cursor, or the time is over.
-
-        A keeper that is `silent` or away has none. The caller closes them.
+        A keeper that is silent or away has no bell. The caller closes the questions.
         """
-        marks, timeout_ms = messages.pack_marks(cursor), max(1, round(1000 * timeout_s))
-        question = messages.Follow(chronicle, story, uid, marks, timeout_ms)
-        with ExitStack() as stack:
-            bells = []
-            with suppress(NotConnectedError):
-                for keeper in self._located(chronicle, story, uid).keepers:
-                    if keeper.address in silent:
-                        continue
-                    with suppress(NotConnectedError):
-                        bells.append(stack.enter_context(closing(self._connect(keeper.address, "keeper"))))
-                        bells[-1].send(question)
-            stack.pop_all()
-            return bells
+        bells = []
+        for keeper in news.keepers:
+            if not keeper.is_silent:
+                with suppress(NotConnectedError):
+                    bells.append(Bell(keeper, keeper.ask_to_follow(cursor, timeout_s)))
+        return bells
+
+    def rung(self, news: News, bells: Sequence[Bell], cursor: Snapshot) -> News:
+        """Return what those say whose bells have rung."""
+        if news.asked is None:
+            return news
+        marks: list[dict[int, int]] = [{} for _ in bells]
+        begins: dict[int, int] = {}
+        answers = [
+            bell.keeper.answer(bell.question, own, begins) for bell, own in zip(bells, marks, strict=True)
+        ]
+        asked = Sources([bell.keeper for bell in bells], news.asked.grapher)
+        return _news(asked, answers, marks, begins, cursor)
 
     def close(self) -> None:
         """End all connections, also those over which something is being asked."""
@@ -189,14 +208,16 @@ class Keepers:
         self._connections.add(connection)
         return connection
 
-    def _located(self, chronicle: str, story: str, uid: int, deadline_s: float | None = None) -> _Located:
+    def _located(self, chronicle: str, story: str, uid: int, deadline_s: float | None = None) -> Sources:
         """Return who may have events of a story, ready to be asked about it.
 
         Raises:
             NotFoundError: there is no such story.
+            NotAuthorizedError: who asks may not read it.
             NotConnectedError: the visor is away.
         """
-        locate = functools.partial(self._visor.ask, messages.Locate(chronicle, story), messages.Located)
+        question = messages.Locate(chronicle, story, self._asker)
+        locate = functools.partial(self._visor.ask, question, messages.Located)
         located = locate()
         if uid not in (0, located.uid):
             raise NotFoundError(f"the story {story!r:.200} was destroyed, and made again")
@@ -213,7 +234,7 @@ class Keepers:
                 deadline_s,
             )
 
-        return _Located(
+        return Sources(
             [source(address, "keeper") for address in located.keepers],
             source(located.grapher or "nowhere:0", "grapher"),
         )
@@ -224,11 +245,33 @@ class Keepers:
         return self._readers[address, service]
 
 
-class _Located(NamedTuple):
-    """Who may have events of a story."""
+def _news(
+    asked: Sources,
+    answers: Sequence[Pages],
+    marks: list[dict[int, int]],
+    begins: Mapping[int, int],
+    cursor: Snapshot,
+) -> News:
+    """Return what keepers say, and before it what they have handed over."""
+    away: list[NotConnectedError | ReplayTimeoutError] = []
 
-    keepers: list[Source]
-    grapher: Source
+    def handed_over() -> Pages:
+        report = ScanReport()
+        until = _handed_over(begins, None, cursor, None)
+        yield from asked.grapher.handed_over(until, 0, MAX_TIME_NS, cursor, False, report)
+        for sentence in (*report.left_out(), *map(str, report.damages)):
+            logger.warning("following: %s", sentence)
+
+    pages = _merged([_noting(answer, away) for answer in answers], handed_over)
+    try:
+        first = next(pages, None)
+    except (NotConnectedError, ReplayTimeoutError) as error:
+        return _no_news(error, asked)
+    return News(first, pages, marks, away[0] if away else None, asked)
+
+
+def _no_news(away: NotConnectedError | ReplayTimeoutError, asked: Sources | None) -> News:
+    return News(None, _nothing(), [], away, asked)
 
 
 def _handed_over(
@@ -255,10 +298,7 @@ def _merged(answers: Sequence[Pages], handed_over: Callable[[], Pages]) -> Pages
     with ExitStack() as stack:
         for answer in answers:
             stack.enter_context(closing(answer))
-        firsts = [
-            begun.result()
-            for begun in _at_once([functools.partial(next, answer, None) for answer in answers])
-        ]
+        firsts = _at_once([functools.partial(next, answer, None) for answer in answers])
         rest = stack.enter_context(closing(handed_over()))
         first = next(rest, None)
         sources = [*zip(firsts, answers, strict=True), (first, rest)]
@@ -288,9 +328,10 @@ def _noting(pages: Pages, away: list[NotConnectedError | ReplayTimeoutError]) ->
             yield from pages
 
 
-def _at_once(actions: Sequence[Callable[[], T]]) -> list[Future[T]]:
-    """Do several things at the same time; return when all of them are done."""
-    if not actions:
-        return []
+def _at_once(actions: Sequence[Callable[[], T]]) -> list[T]:
+    """Do several things at the same time; return what they return when all of them are done."""
+    if len(actions) < 2:
+        return [action() for action in actions]
     with ThreadPoolExecutor(len(actions), "chronolog-ask") as pool:
-        return [pool.submit(action) for action in actions]
+        doing = [pool.submit(action) for action in actions]
+    return [done.result() for done in doing]

@@ -12,29 +12,35 @@ import hashlib
 import logging
 import os
 import signal
-import sys
 from array import array
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 from chronolog_hpc import streams
 from chronolog_hpc.clientlib import ChronoLogError, InvalidArgumentError
 from chronolog_hpc.mpi import Team, load_mpi, wait
+from chronolog_hpc.services.certificate import Given, provide_certificate
 from chronolog_hpc.services.child import Role
-from chronolog_hpc.services.configuration import Configuration, read_configuration
+from chronolog_hpc.services.configuration import Configuration, Log, read_configuration
 from chronolog_hpc.services.deployment import ROLES, Deployment, log_directory, plan
 from chronolog_hpc.services.listening import is_loopback
+from chronolog_hpc.services.logfile import LogFile
 from chronolog_hpc.services.rundir import GRAPHER, KEEPER, PLAYER, VISOR, RunDirectory, wait_until
 from py_chronolog_client.conf import PORTAL_VARIABLE, QUERY_VARIABLE
 from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.store import owner
-from py_chronolog_client.tokens import TOKEN_VARIABLE
+from py_chronolog_client.tokens import TOKEN_VARIABLE, own_identity
+from py_chronolog_client.trust import CERTIFICATE_VARIABLE
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from chronolog_hpc.services.metrics import Metrics
 
 _OTHERS = (GRAPHER, KEEPER, PLAYER)
 _SHARED_S = 60.0
@@ -54,6 +60,12 @@ class Wishes:
     port: int | None = None
     query_port: int | None = None
     insecure_network: bool = False
+    tls: bool = False
+    certificate: Given | None = None
+    drain_s: float = 0.0
+    """So long the end waits for what is in the spools of the nodes."""
+    metrics_port: int | None = None
+    """On loopback; None: no metrics."""
     background: bool = False
     role: str | None = None
     """The only role to run; None for all."""
@@ -74,15 +86,17 @@ def launch(wishes: Wishes, comm: MPI.Comm | None) -> int:
 
 
 def _run(wishes: Wishes, comm: MPI.Comm | None, ready: Callable[[RunDirectory], None]) -> int:
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s chronolog up: %(message)s")
+    _log_to(logging.StreamHandler())
     with Team(comm) as team:
         node = str(owner.describe_process()["host"])
         nodes = team.allgather(node)
         configuration = team.from_root(lambda: _configuration(wishes))
-        run = _shared_directory(team, wishes.directory)
+        run = _shared_directory(team, wishes)
         roles = team.together(lambda: _roles(wishes, run, configuration, nodes, team.rank))
         with ExitStack() as stack:
-            deployment = team.together(lambda: stack.enter_context(Deployment(run, roles)))
+            deployment = team.together(
+                lambda: stack.enter_context(Deployment(run, roles, wishes.metrics_port))
+            )
             team.together(lambda: deployment.start([VISOR]))
             visor = team.from_root(lambda: deployment.addresses.get(VISOR) or _visor_in(run))
             team.together(lambda: deployment.start(_OTHERS, visor))
@@ -92,13 +106,55 @@ def _run(wishes: Wishes, comm: MPI.Comm | None, ready: Callable[[RunDirectory], 
                 for name, address in services.items()
             ]
             if team.rank == 0:
-                streams.publish(_summary(run, listening))
+                streams.publish(_summary(run, listening, deployment.metrics))
             ready(run)
             end = _End(team)
             deployment.watch(end.has_come, _TICK_S if team.size > 1 else _ALONE_TICK_S)
             end.announce()
+            if wishes.drain_s:
+                _drain(team, deployment, visor, run, wishes.drain_s)
         end.conclude()
         return 1 if team.total(not deployment.ended_well) else 0
+
+
+def _drain(
+    team: Team, deployment: Deployment, visor: Address | None, run: RunDirectory, timeout_s: float
+) -> None:
+    """Ship what the spools of all nodes hold while their services still live; say what stays.
+
+    Collective: synchronises, so that no keeper ends before others have shipped to it.
+    """
+    given_up = Event()
+    with ThreadPoolExecutor(1, "chronolog-drain") as pool:
+        if deployment.children and visor is not None:
+            drained = pool.submit(_drain_here, visor, run, timeout_s, given_up)
+            deployment.watch(drained.done, _TICK_S, signals=2)
+            given_up.set()
+        if team.comm is not None:
+            everywhere = team.comm.Ibarrier()
+            deployment.watch(everywhere.Test, _TICK_S, signals=2)
+            wait(everywhere)
+
+
+def _drain_here(visor: Address, run: RunDirectory, timeout_s: float, given_up: Event) -> None:
+    from py_chronolog_client.engine.draining import drain_before_end  # with it comes numpy
+
+    try:
+        left = drain_before_end(
+            visor, own_identity(run.tokens)._replace(trusted=run.trusted()), timeout_s, given_up.is_set
+        )
+    except (ChronoLogError, OSError) as error:
+        logger.warning("the spool is not drained: %s", error)
+        return
+    for client in left:
+        logger.warning(
+            "not shipped: client %016x of story %r of %r, whose process %s: at most %d events",
+            client.client_id,
+            client.story,
+            client.chronicle,
+            "is dead" if client.is_dead else "lives",
+            client.left.events,
+        )
 
 
 class _End:
@@ -151,11 +207,14 @@ def _configuration(wishes: Wishes) -> Configuration:
     return configuration
 
 
-def _shared_directory(team: Team, directory: str) -> RunDirectory:
-    """Return the run directory with its tokens, which rank 0 makes and all others see."""
+def _shared_directory(team: Team, wishes: Wishes) -> RunDirectory:
+    """Return the run directory with its tokens and certificate, which rank 0 makes and all others see."""
+    directory = wishes.directory
 
     def make() -> bytes:
-        return _digest(RunDirectory(directory, create=True))
+        run = RunDirectory(directory, create=True)
+        provide_certificate(run, wanted=wishes.tls, given=wishes.certificate)
+        return _digest(run)
 
     expected = team.from_root(make)
 
@@ -177,7 +236,8 @@ def _shared_directory(team: Team, directory: str) -> RunDirectory:
 
 
 def _digest(run: RunDirectory) -> bytes:
-    return hashlib.sha256(repr(run.provide_tokens()).encode()).digest()
+    certificate = run.tls.read_bytes() if run.has_tls else b""
+    return hashlib.sha256(repr(run.provide_tokens()).encode() + certificate).digest()
 
 
 def _roles(
@@ -206,8 +266,7 @@ def _roles(
     if count > 1 and any(is_loopback(role.address.host) for role in roles):
         raise InvalidArgumentError(
             f"the {count} nodes of this job do not reach each other at {roles[0].address.host}: name the network interface "
-            "that connects them with --host, for instance --host eth0 ('ip -brief address' lists them), and add "
-            "--insecure-network, because there is no TLS"
+            "that connects them with --host, for instance --host eth0 ('ip -brief address' lists them), and add --tls"
         )
     return roles
 
@@ -222,19 +281,30 @@ def _visor_in(run: RunDirectory) -> Address:
     return Address(visor.host, visor.port)
 
 
-def _summary(run: RunDirectory, listening: list[tuple[str, str, Address]]) -> str:
+def _summary(run: RunDirectory, listening: list[tuple[str, str, Address]], metrics: Metrics | None) -> str:
     """Return what a user needs to know."""
     lines = [f"ChronoLog deployment in {run.deployment}"]
     lines += [f"  {name:<8}{address!s:<24}{node}" for name, node, address in listening]
     lines += ["programs use it with", f"  export {TOKEN_VARIABLE}={run.tokens}"]
+    if run.has_tls:
+        lines.append(f"  export {CERTIFICATE_VARIABLE}={run.certificate}")
     places = {name: address for name, _, address in listening}
     lines += [
         f"  export {variable}={places[name]}"
         for name, variable in ((VISOR, PORTAL_VARIABLE), (PLAYER, QUERY_VARIABLE))
         if name in places
     ]
+    if metrics is not None:
+        lines.append(f"metrics of this machine are at http://{metrics.address}/metrics")
     lines.append(f"logs are in {log_directory(run)}; Ctrl-C or 'chronolog down' ends it")
     return "\n".join(lines) + "\n"
+
+
+def _log_to(handler: logging.Handler) -> None:
+    """Log what happens to the deployment with a handler, and nowhere else."""
+    logging.basicConfig(
+        handlers=[handler], level=logging.INFO, format="%(asctime)s chronolog up: %(message)s", force=True
+    )
 
 
 def _in_background(run: Callable[[Callable[[RunDirectory], None]], int]) -> int:
@@ -259,12 +329,10 @@ def _in_background(run: Callable[[Callable[[RunDirectory], None]], int]) -> int:
     os.setsid()
 
     def leave(directory: RunDirectory) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        log = os.open(log_directory(directory) / "up.log", flags, 0o600)
+        path, bounds = log_directory(directory) / "up.log", Log()
+        _log_to(LogFile(path, bounds.size_bytes, bounds.kept, descriptors=(1, 2)))
         nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        for source, target in ((nothing, 0), (log, 1), (log, 2)):
-            os.dup2(source, target)
-        os.close(log)
+        os.dup2(nothing, 0)
         os.close(nothing)
         os.write(writer, _READY)
         os.close(writer)

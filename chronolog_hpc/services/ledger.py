@@ -45,12 +45,21 @@ class Debt(NamedTuple):
     uid: int
 
 
+class Home(NamedTuple):
+    """Where a client's events are, and whose client it is."""
+
+    node: str
+    """Of the keeper."""
+    name: str
+    """Who has acquired the story first with this client; "" in a ledger that did not say so: anybody."""
+
+
 class Ledger:
     """The memory of a visor.
 
     Attributes:
         holders: story -> the clients that hold it.
-        homes: story -> client -> node of the keeper that has the client's events.
+        homes: story -> client -> where its events are.
         grapher: node of the grapher; "" where there never was one.
         debts: node -> what its keeper has to forget; `ARCHIVE` -> what the grapher has.
         last_uid: no story has a higher one.
@@ -63,7 +72,7 @@ class Ledger:
             OSError: it cannot be read or written.
         """
         self.holders: dict[Story, set[int]] = {}
-        self.homes: dict[Story, dict[int, str]] = {}
+        self.homes: dict[Story, dict[int, Home]] = {}
         self.grapher = ""
         self.debts: dict[str, list[Debt]] = {}
         self.last_uid = 0
@@ -81,9 +90,9 @@ class Ledger:
         self.last_uid = max(time.time_ns(), self.last_uid + 1)
         return self.last_uid
 
-    def note_acquired(self, story: Story, client_id: int, node: str, uid: int) -> None:
-        """A client holds a story, and its events go to the keeper of a node."""
-        self._note("acquired", story, client_id=client_id, node=node, uid=uid)
+    def note_acquired(self, story: Story, client_id: int, home: Home, uid: int) -> None:
+        """A client holds a story, and its events have this home."""
+        self._note("acquired", story, client_id=client_id, uid=uid, **home._asdict())
 
     def note_released(self, story: Story, client_id: int) -> None:
         """A client does not hold a story any more."""
@@ -133,9 +142,9 @@ class Ledger:
         match entry["type"]:
             case "acquired":
                 self.holders.setdefault(story, set()).add(entry["client_id"])
-                self.homes.setdefault(story, {})[entry["client_id"]] = entry["node"]
+                self._settle(story, entry)
             case "home":
-                self.homes.setdefault(story, {})[entry["client_id"]] = entry["node"]
+                self._settle(story, entry)
             case "released":
                 self.holders.get(story, set()).discard(entry["client_id"])
             case "grapher":
@@ -149,12 +158,16 @@ class Ledger:
                 if (debt := Debt(*story, entry["uid"])) in debts:
                     debts.remove(debt)
 
+    def _settle(self, story: Story, entry: dict[str, Any]) -> None:
+        home = Home(entry["node"], entry.get("name", ""))
+        self.homes.setdefault(story, {})[entry["client_id"]] = home
+
     def _forget(self, destroyed: Story, uid: int) -> None:
         nodes = {ARCHIVE} if self.grapher else set()
         for story in (
             [destroyed] if destroyed.name else [s for s in self.homes if s[0] == destroyed.chronicle]
         ):
-            nodes.update(self.homes.pop(story, {}).values())
+            nodes.update(home.node for home in self.homes.pop(story, {}).values())
             self.holders.pop(story, None)
         for node in nodes:
             self.debts.setdefault(node, []).append(Debt(*destroyed, uid))
@@ -183,10 +196,10 @@ class Ledger:
                 yield {"type": "owed", "chronicle": chronicle, "story": name, "node": node, "uid": uid}
         for story, homes in self.homes.items():
             holders = self.holders.get(story, set())
-            for client_id, node in homes.items():
+            for client_id, home in homes.items():
                 kind = "acquired" if client_id in holders else "home"
                 names = {"chronicle": story.chronicle, "story": story.name}
-                yield {"type": kind, **names, "client_id": client_id, "node": node}
+                yield {"type": kind, **names, "client_id": client_id, **home._asdict()}
 
     def _write(self, data: bytes) -> None:
         size_bytes = write_whole(self._descriptor, [data], self._end)

@@ -44,17 +44,17 @@ def is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address).is_loopback
 
 
-def require_safe(address: str, *, insecure_network: bool) -> None:
-    """Make sure that an address is only reached from this machine, or that somebody accepts what follows.
+def require_safe(address: str, *, is_secured: bool) -> None:
+    """Make sure that an address is only reached from this machine, or that there is TLS or nobody wants it.
 
     Raises:
         InvalidArgumentError: it is reached from elsewhere.
     """
-    if insecure_network or is_loopback(address):
+    if is_secured or is_loopback(address):
         return
     raise InvalidArgumentError(
         f"{address} is no loopback address, and there is no TLS: whoever sees the network can read all events and "
-        "names, and can take over a connection after its handshake (secrets of tokens are never sent); add "
+        "names, and can take over a connection after its handshake (secrets of tokens are never sent); add --tls, or "
         "--insecure-network if that network is yours alone"
     )
 

@@ -3,8 +3,8 @@
 It keeps nothing: every answer is made of those of the others while it is sent. A page is made when the one before it
 has gone to the kernel, and they do the same, so a reader that is slow, or never reads, costs a page of each of them.
 
-A follower waits for the first of several keepers that has something. A question hangs at each of them, and that one
-of them is answered wakes him up. Then all are asked what they have, so that what he gets is in order.
+A follower is told what all keepers have, in order. Where they have nothing a question hangs at each of them, and he is
+told what the first one answers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import TypeVar
 
-from chronolog_hpc.services.keepers import Keepers, News
+from chronolog_hpc.services.keepers import Bell, Keepers, News
 from chronolog_hpc.services.questions import Answer, begun, described, packed, scanned, send_all, unchanged
 from chronolog_hpc.services.registration import Registration
 from chronolog_hpc.services.server import Service
@@ -70,62 +70,88 @@ class Player(Service):
         self._readers.shutdown(cancel_futures=True)
 
     async def answer(self, session: Session, message: Message, body: Body) -> None:
+        keepers = self._keepers.on_behalf_of(session.name)
         match message:
             case messages.TakeSnapshot(chronicle, story, uid):
-                marks = await self._read(lambda: self._keepers.snapshot(chronicle, story, uid))
+                marks = await self._read(lambda: keepers.snapshot(chronicle, story, uid))
                 await session.send(messages.Marks(pack_marks(marks)))
             case messages.ListClients():
-                await send_all(session, described(self._keepers, message), self._readers)
+                await send_all(session, described(keepers, message), self._readers)
             case messages.Scan():
-                await send_all(session, scanned(self._keepers, message), self._readers)
+                await send_all(session, scanned(keepers, message), self._readers)
             case messages.Follow():
-                await self._follow(session, message)
+                await self._follow(session, message, keepers)
             case _:
                 raise self.unknown(message)
 
-    async def _follow(self, session: Session, question: messages.Follow) -> None:
+    async def _follow(self, session: Session, question: messages.Follow, keepers: Keepers) -> None:
         """Answer as soon as one keeper has something new; wait for keepers that are away as long as there is time."""
-        cursor = unpack_marks(question.cursor)
+        story, cursor = (question.chronicle, question.story, question.uid), unpack_marks(question.cursor)
         deadline_s = self._loop.time() + question.timeout_ms / 1000
         while True:
-            news = await self._read(
-                lambda: self._keepers.news(question.chronicle, question.story, question.uid, cursor)
-            )
-            try:
-                if news.first is not None or news.next_cursor(cursor) != cursor:
-                    await send_all(session, _told(question, news, cursor), self._readers)
-                    return
-            finally:
-                await self._read(news.pages.close)
+            news = await self._read(lambda: keepers.news(*story, cursor))
+            if await self._tell(session, question, news, cursor):
+                return
             left_s = deadline_s - self._loop.time()
             if left_s <= 0 or not session.is_open:
                 break
-            somebody_is_silent = news.away is not None or news.silent
-            await self._wait(
-                session, question, min(left_s, _AWAY_S if somebody_is_silent else BELL_S), news.silent
-            )
+            pause_s = min(left_s, _AWAY_S if news.is_partial else BELL_S)
+            if await self._tell_later(session, question, keepers, news, cursor, pause_s):
+                return
         if news.away is not None:
             raise news.away
         await send_all(session, unchanged(question), self._readers)
 
-    async def _wait(
-        self, session: Session, question: messages.Follow, timeout_s: float, silent: set[Address]
-    ) -> None:
-        """Wait until a keeper has something new; a follower to whom nothing happens costs no thread."""
-        story, cursor = (question.chronicle, question.story, question.uid), unpack_marks(question.cursor)
-        deadline_s = self._loop.time() + timeout_s
-        rung = asyncio.Event()
-        bells = await self._read(lambda: self._keepers.bells(*story, cursor, timeout_s, silent))
+    async def _tell(self, session: Session, question: messages.Follow, news: News, cursor: Snapshot) -> bool:
+        """Answer a follower, if there is something new."""
         try:
-            for bell in bells:
-                self._loop.add_reader(bell.fileno(), rung.set)
-            while session.is_open and not rung.is_set() and (left_s := deadline_s - self._loop.time()) > 0:
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(rung.wait(), min(left_s, _LOOK_S))
+            if news.first is None and news.next_cursor(cursor) == cursor:
+                return False
+            await send_all(session, _told(question, news, cursor), self._readers)
+            return True
+        finally:
+            await self._read(news.pages.close)
+
+    async def _tell_later(
+        self,
+        session: Session,
+        question: messages.Follow,
+        keepers: Keepers,
+        news: News,
+        cursor: Snapshot,
+        timeout_s: float,
+    ) -> bool:
+        """Answer as soon as a keeper has something new; a follower to whom nothing happens costs no thread."""
+        bells = await self._read(lambda: keepers.bells(news, cursor, timeout_s))
+        try:
+            rung = await self._first_rung(session, bells, timeout_s)
+            later = await self._read(lambda: keepers.rung(news, rung, cursor))
+            return await self._tell(session, question, later, cursor)
         finally:
             for bell in bells:
-                self._loop.remove_reader(bell.fileno())
-                bell.close()
+                bell.question.close()
+
+    async def _first_rung(self, session: Session, bells: list[Bell], timeout_s: float) -> list[Bell]:
+        """Return the bells that ring first; none if the time is over, or the session."""
+        deadline_s = self._loop.time() + timeout_s
+        rung: list[Bell] = []
+        has_rung = asyncio.Event()
+
+        def ring(bell: Bell) -> None:
+            self._loop.remove_reader(bell.question.fileno())
+            rung.append(bell)
+            has_rung.set()
+
+        try:
+            for bell in bells:
+                self._loop.add_reader(bell.question.fileno(), ring, bell)
+            while session.is_open and not rung and (left_s := deadline_s - self._loop.time()) > 0:
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(has_rung.wait(), min(left_s, _LOOK_S))
+        finally:
+            for bell in bells:
+                self._loop.remove_reader(bell.question.fileno())
+        return rung
 
     async def _read(self, action: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._readers, action)

@@ -124,6 +124,8 @@ async def send_all(session: Session, answers: Iterator[Answer], pool: Executor) 
         while (answer := await coming) is not None:
             coming = make()
             await session.send(*answer)
+            if isinstance(answer[0], messages.Page):
+                session.counts["events_out"] += answer[0].count
     finally:
         await asyncio.wait([coming])
         if not coming.cancelled():

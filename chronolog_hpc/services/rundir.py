@@ -2,6 +2,7 @@
 
     DIR/run/                        mode 0700: who is in it is in the deployment
         tokens                      made on first use, with the names `service` and the user's
+        tls.pem certificate.pem     where there is TLS: a certificate with its key, and without
         visor.json grapher.json player.json      who runs, where it listens
         keeper-NODE-PID.json
         up-NODE-PID.json            a `chronolog up`, and which roles it looks after
@@ -29,7 +30,8 @@ from chronolog_hpc.clientlib import ChronoLogError, DamageError, InvalidArgument
 from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.store import files, owner
 from py_chronolog_client.tokens import new_secret, read_tokens, write_tokens
-from py_chronolog_client.wire.handshake import SERVICE_NAME
+from py_chronolog_client.trust import read_certificates
+from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 
 UP = "up"
 """What a process is that starts others and looks after them."""
@@ -106,6 +108,8 @@ class RunDirectory:
         deployment: the deployment's directory.
         path: of the run directory.
         tokens: path of the token file.
+        tls: path of the certificate with its key.
+        certificate: path of the certificate alone.
     """
 
     def __init__(self, deployment: str | os.PathLike[str], *, create: bool = False) -> None:
@@ -122,6 +126,8 @@ class RunDirectory:
         self.deployment = Path(os.path.realpath(os.path.expanduser(deployment)))
         self.path = self.deployment / RUN_DIRECTORY
         self.tokens = self.path / "tokens"
+        self.tls = self.path / "tls.pem"
+        self.certificate = self.path / "certificate.pem"
         for directory in (self.deployment, self.path):
             if create:
                 _make(directory)
@@ -150,6 +156,28 @@ class RunDirectory:
                 "remove the file, and a new one is made"
             )
         return tokens
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether the services of the deployment speak TLS."""
+        return os.path.lexists(self.tls)
+
+    def trusted(self) -> str:
+        """Return the certificate that every service of the deployment has, in PEM; "" where there is no TLS.
+
+        Raises:
+            NotAuthorizedError: it cannot be read.
+            InvalidArgumentError: it is none.
+        """
+        return read_certificates(self.certificate) if self.has_tls else ""
+
+    def service_identity(self) -> Identity:
+        """Return who the services are to each other.
+
+        Raises:
+            ChronoLogError: token file or certificate cannot be used.
+        """
+        return Identity(SERVICE_NAME, self.provide_tokens()[SERVICE_NAME], self.trusted())
 
     def publish(self, process: Process) -> None:
         """Let everybody know of a process of this machine; its file is touched as long as this process lives."""

@@ -23,7 +23,8 @@ comes when `answer` has returned; other sessions are served meanwhile, so what m
     await server.run()          # until SIGTERM, SIGINT or `server.stop()`
 
 The server keeps few things: a cap on sessions, a cap on those that have not yet said who they are (the oldest of
-them goes when another comes: who means it well is known within milliseconds), and counts.
+them goes when another comes: who means it well is known within milliseconds), and counts, which it tells other
+services when they ask.
 """
 
 from __future__ import annotations
@@ -39,9 +40,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from chronolog_hpc.services.counting import TOTALS, Course, own_process
 from chronolog_hpc.services.session import Body, Session
+from chronolog_hpc.services.tls import ServiceTls
 from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.errors import NotAuthorizedError, ProtocolError
+from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.frames import MAX_HEAD_BYTES, Limits
 from py_chronolog_client.wire.handshake import SERVICE_NAME
 from py_chronolog_client.wire.messages import Message
@@ -87,6 +91,10 @@ class Service(ABC):
     async def stopped(self) -> None:  # noqa: B027  most roles have nothing to finish
         """Finish what goes on beside the requests; all sessions have ended."""
 
+    def levels(self) -> dict[str, int]:
+        """Return what there is of something at this moment, by the names in `counting.LEVELS`."""
+        return {}
+
     def require_service(self, session: Session, message: Message) -> None:
         """Make sure that a request comes from a service of this deployment.
 
@@ -109,13 +117,16 @@ class Server:
     Attributes:
         service: what answers.
         tokens: name -> secret.
-        counts: "accepted", "refused", "unauthorized" and "rejected" connections.
+        tls: its certificate; None: it speaks in the clear.
+        counts: how often what has happened, by the names in `counting.TOTALS`.
     """
 
-    def __init__(self, service: Service, tokens: Mapping[str, bytes]) -> None:
+    def __init__(self, service: Service, tokens: Mapping[str, bytes], tls: ServiceTls | None = None) -> None:
         self.service = service
         self.tokens = tokens
-        self.counts: Counter[str] = Counter()
+        self.tls = tls
+        self.counts = Counter(dict.fromkeys(TOTALS, 0))
+        self._course = Course(self._counters)
         self._sessions: set[Session] = set()
         self._unknown: dict[Session, None] = {}
         self._stopping = asyncio.Event()
@@ -131,6 +142,7 @@ class Server:
         Raises:
             OSError: there is no such address here, or somebody else listens there.
         """
+        self._course.begin()
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_log_trouble)
         for number in (signal.SIGTERM, signal.SIGINT):  # who hears where it listens may tell it to stop
@@ -160,7 +172,9 @@ class Server:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         await self.service.stopped()
-        logger.info("stopped; connections: %s", dict(self.counts))
+        logger.info(
+            "stopped: %s", ", ".join(f"{name} {count}" for name, count in sorted(self.counts.items()))
+        )
 
     def stop(self) -> None:
         """Let `run` come to an end."""
@@ -168,17 +182,25 @@ class Server:
 
     # -- what sessions ask --
 
+    async def answer(self, session: Session, message: Message, body: Body) -> None:
+        """Answer one request: what is the same in all roles here, and all else by the service."""
+        if isinstance(message, messages.ReadCounters):
+            self.service.require_service(session, message)
+            await session.send(self._course.told())
+        else:
+            await self.service.answer(session, message, body)
+
     def welcomes(self, session: Session) -> bool:
         """Tell whether there is room for a new session, and make it if somebody does not say who he is."""
-        self.counts["accepted"] += 1
+        self.counts["connections_accepted"] += 1
         if self._stopping.is_set() or len(self._sessions) >= self._max_sessions:
-            self.counts["refused"] += 1
+            self.counts["connections_refused"] += 1
             session.log(logging.WARNING, f"refused: there are {len(self._sessions)} connections already")
             return False
         if len(self._unknown) >= MAX_UNKNOWN:
             oldest = next(iter(self._unknown))
             del self._unknown[oldest]
-            self.counts["refused"] += 1
+            self.counts["connections_refused"] += 1
             oldest.abort()
         self._sessions.add(session)
         self._unknown[session] = None
@@ -193,6 +215,15 @@ class Server:
         """Take note that a session has ended."""
         self._sessions.discard(session)
         self._unknown.pop(session, None)
+
+    def _counters(self) -> dict[str, int]:
+        levels = {
+            "connections": len(self._sessions),
+            "connections_unknown": len(self._unknown),
+            "waiting_requests": sum(session.waiting_requests for session in self._sessions),
+            "waiting_bytes": sum(session.waiting_bytes for session in self._sessions),
+        }
+        return {**self.counts, **levels, **own_process(), **self.service.levels()}
 
 
 def _log_trouble(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
+from chronolog_hpc.services.tls import Channel
 from py_chronolog_client.errors import ChronoLogError, NotAuthorizedError, ProtocolError
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.failures import failure_of
@@ -56,7 +57,9 @@ class Session(asyncio.BufferedProtocol):
     Attributes:
         peer: the peer's address, for sentences.
         name: who the peer is, once that is proven; "" before.
+        counts: how often what has happened in this service.
         is_open: whether the peer is there and the server is not stopping; an answer that takes long looks at it.
+        waiting_bytes: about what requests take that have arrived and are not begun.
     """
 
     def __init__(self, server: Server) -> None:
@@ -64,10 +67,12 @@ class Session(asyncio.BufferedProtocol):
         self.name = ""
         self.is_open = True
         self.task: asyncio.Task[None] | None = None
+        self.counts = server.counts
         self._server = server
         self._decoder = FrameDecoder()
+        self._channel = None if server.tls is None else Channel(server.tls)
         self._frames: deque[tuple[Message, Body]] = deque()
-        self._queued_bytes = 0
+        self.waiting_bytes = 0
         self._fault: ChronoLogError | None = None
         self._deaf = self._leaving = self._peer_ended = False
         self._changed = asyncio.Event()
@@ -80,6 +85,11 @@ class Session(asyncio.BufferedProtocol):
         return f"{self.peer} ({self.name or 'unknown'})"
 
     # -- what a service uses --
+
+    @property
+    def waiting_requests(self) -> int:
+        """How many requests have arrived and are not begun."""
+        return len(self._frames)
 
     async def send(self, message: Message, body: Sequence[bytes | bytearray | memoryview] = ()) -> None:
         """Send a message; return when nearly all of it is with the kernel.
@@ -94,13 +104,16 @@ class Session(asyncio.BufferedProtocol):
             GoneError: the peer is gone; let it through, it ends the session.
         """
         views = [memoryview(piece).cast("B") for piece in body if len(piece)]
-        head = frame_bytes(messages.encode(message), sum(view.nbytes for view in views))
+        body_bytes = sum(view.nbytes for view in views)
+        head = frame_bytes(messages.encode(message), body_bytes)
+        self.counts["bytes_out"] += len(head) + body_bytes
         async with self._sending:
             for view in (memoryview(head), *views):
                 for start in range(0, view.nbytes, _UNSENT_BYTES):
-                    if self._gone.is_set():
+                    if self._gone.is_set() or self._leaving or self._transport.is_closing():
                         raise GoneError(f"{self} is gone")
-                    self._transport.write(view[start : start + _UNSENT_BYTES])
+                    piece = view[start : start + _UNSENT_BYTES]
+                    self._transport.write(piece if self._channel is None else self._channel.seal(piece))
                     await self._writable.wait()
 
     def log(self, level: int, sentence: str) -> None:
@@ -134,23 +147,48 @@ class Session(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return memoryview(bytearray(_UNSENT_BYTES)) if self._deaf else self._decoder.buffer()
+        if self._deaf:
+            return memoryview(bytearray(_UNSENT_BYTES))
+        return self._decoder.buffer() if self._channel is None else self._channel.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
+        self.counts["bytes_in"] += nbytes
         if self._deaf:
             return
         try:
-            frame = self._decoder.advance(nbytes)
-            if frame is None:
-                return
-            message = messages.decode(frame.head, has_body=bool(frame.body))
+            news = self._hear(nbytes) if self._channel is None else self._decrypt(self._channel, nbytes)
         except ProtocolError as error:
-            self._fault, self._deaf = error, True
-        else:
-            self._frames.append((message, frame.body))
-            self._queued_bytes += _FRAME_BYTES + len(frame.body)
-        self._changed.set()
-        self._pace()
+            self._fault, self._deaf, news = error, True, True
+        if news:
+            self._changed.set()
+            self._pace()
+
+    def _hear(self, nbytes: int) -> bool:
+        """Take note of bytes in the decoder's buffer; return whether they complete a request."""
+        frame = self._decoder.advance(nbytes)
+        if frame is None:
+            return False
+        self._frames.append((messages.decode(frame.head, has_body=bool(frame.body)), frame.body))
+        self.waiting_bytes += _FRAME_BYTES + len(frame.body)
+        return True
+
+    def _decrypt(self, channel: Channel, nbytes: int) -> bool:
+        """Take note of bytes in the channel's buffer; return whether they complete a request."""
+        if not channel.receive(nbytes):
+            self._channel = None  # the last words are for somebody without TLS
+            raise ProtocolError(
+                "this service speaks TLS only: copy run/certificate.pem from the deployment, and name it in "
+                "CHRONOLOG_CERTIFICATE"
+            )
+        news = False
+        try:
+            while count := channel.read_into(self._decoder.buffer()):
+                news = self._hear(count) or news
+        finally:
+            self._transport.write(channel.unsent())
+        if count is not None:
+            self.eof_received()
+        return news
 
     def eof_received(self) -> bool:
         self._peer_ended = self._deaf = True
@@ -159,6 +197,7 @@ class Session(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
+        self._channel = None  # 40 KiB that would wait for the garbage collector
         self._gone.set()
         self._changed.set()
         self._writable.set()
@@ -176,12 +215,14 @@ class Session(asyncio.BufferedProtocol):
     async def _run(self) -> None:
         try:
             await self._serve()
+            self._say_goodbye()
             self._transport.close()  # when all that was said is with the kernel
             await self._until_gone()
         except GoneError as error:
             self.log(logging.DEBUG, str(error))
         except ChronoLogError as error:
-            self._server.counts["unauthorized" if isinstance(error, NotAuthorizedError) else "rejected"] += 1
+            unauthorized = isinstance(error, NotAuthorizedError)
+            self.counts["connections_unauthorized" if unauthorized else "connections_rejected"] += 1
             self.log(logging.WARNING, f"sent away: {error}")
             await self._send_away(failure_of(error))
         finally:
@@ -202,7 +243,9 @@ class Session(asyncio.BufferedProtocol):
             await self._server.service.ended(self)
 
     async def _greet(self) -> None:
-        handshake = ServiceHandshake(self._server.service.role, self._server.tokens)
+        tls = self._server.tls
+        binding = b"" if tls is None else tls.binding
+        handshake = ServiceHandshake(self._server.service.role, self._server.tokens, binding)
         while not self.name:
             request = await self._next()
             if request is None:
@@ -223,32 +266,42 @@ class Session(asyncio.BufferedProtocol):
             self._changed.clear()
             await self._changed.wait()
         message, body = self._frames.popleft()
-        self._queued_bytes -= _FRAME_BYTES + len(body)
+        self.waiting_bytes -= _FRAME_BYTES + len(body)
         self._pace()
         return message, body
 
     async def _answer(self, message: Message, body: Body) -> None:
+        self.counts["requests"] += 1
         try:
-            await self._server.service.answer(self, message, body)
+            await self._server.answer(self, message, body)
         except (GoneError, ProtocolError):
             raise
         except (ChronoLogError, OSError) as error:
+            self.counts["requests_failed"] += 1
             self.log(logging.INFO, f"{type(message).__name__} failed: {error}")
             await self.send(failure_of(error))
         except Exception as error:
+            self.counts["requests_failed"] += 1
             logger.exception("%s: a defect in answering %s", self, type(message).__name__)
             await self.send(failure_of(error))
 
     async def _send_away(self, failure: Failure) -> None:
         """Tell the peer why, and give it a moment to read that."""
         self._deaf = True
+        if self._channel is not None and not self._channel.is_open:
+            return
         with suppress(GoneError, asyncio.TimeoutError):
             await asyncio.wait_for(self.send(failure), LINGER_S)
             self._leaving = True
+            self._say_goodbye()
             self._transport.write_eof()
             if not self._peer_ended:
                 self._transport.resume_reading()
                 await self._until_gone()
+
+    def _say_goodbye(self) -> None:
+        if self._channel is not None:
+            self._transport.write(self._channel.goodbye())
 
     async def _until_gone(self) -> None:
         with suppress(asyncio.TimeoutError):
@@ -258,7 +311,7 @@ class Session(asyncio.BufferedProtocol):
         """Read from the socket as long as there is room for requests."""
         if self._gone.is_set() or self._transport.is_closing():
             return
-        full = self._queued_bytes > _QUEUE_BYTES or len(self._frames) > _QUEUE_FRAMES
+        full = self.waiting_bytes > _QUEUE_BYTES or len(self._frames) > _QUEUE_FRAMES
         if full or not self.is_open or self._fault is not None:
             self._transport.pause_reading()
         else:

@@ -12,7 +12,7 @@ from typing import Any
 
 from py_chronolog_client.engine.base import ScanReport, Snapshot
 from py_chronolog_client.engine.connection import Address
-from py_chronolog_client.engine.remote_reader import RemoteReader
+from py_chronolog_client.engine.remote_reader import Following, RemoteReader
 from py_chronolog_client.errors import NotConnectedError, NotFoundError, ReplayTimeoutError
 from py_chronolog_client.page import Page
 
@@ -82,6 +82,12 @@ class Source:
                 self._chronicle, self._story, cursor, 0.0, marks, uid=self._uid, starts=starts
             )
         )
+
+    def ask_to_follow(self, cursor: Snapshot, timeout_s: float) -> Following:
+        return self._reader.ask_to_follow(self._chronicle, self._story, cursor, timeout_s, uid=self._uid)
+
+    def answer(self, question: Following, marks: dict[int, int], starts: dict[int, int]) -> Pages:
+        return self._pages(question.pages(marks, starts))
 
     def handed_over(
         self,

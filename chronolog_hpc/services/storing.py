@@ -27,6 +27,7 @@ from py_chronolog_client.wire.frames import FULL, Limits
 from py_chronolog_client.wire.handshake import Identity
 from py_chronolog_client.wire.messages import Message, pack_marks
 
+_QUESTIONS = (messages.TakeSnapshot, messages.ListClients, messages.Scan)
 _WRITERS, _READERS = 8, 8
 
 T = TypeVar("T")
@@ -73,6 +74,9 @@ class StoreService(Service):
         self._tenancy.end()
 
     async def answer(self, session: Session, message: Message, body: Body) -> None:
+        """Answer a question; only those of services, because a player asks the visor whether somebody may read."""
+        if isinstance(message, _QUESTIONS):
+            self.require_service(session, message)
         match message:
             case messages.TakeSnapshot(chronicle, story, uid):
                 marks = await self._read(lambda: self._stories.snapshot(chronicle, story, uid))

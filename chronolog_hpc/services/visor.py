@@ -21,22 +21,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from chronolog_hpc.services.ledger import ARCHIVE, Debt, Ledger, Story
+from chronolog_hpc.services.ledger import ARCHIVE, Debt, Home, Ledger, Story
+from chronolog_hpc.services.permissions import Permissions, Right, owned
 from chronolog_hpc.services.policy import Policy
 from chronolog_hpc.services.server import Service
 from chronolog_hpc.services.session import Body, GoneError, Session
 from chronolog_hpc.services.tenancy import Tenancy
+from chronolog_hpc.services.tickets import Passage, ticket_for
 from py_chronolog_client.engine.connection import Address
 from py_chronolog_client.errors import (
     AcquiredError,
     InvalidArgumentError,
     NoKeepersError,
     NotAcquiredError,
+    NotAuthorizedError,
     NotFoundError,
 )
 from py_chronolog_client.store.catalog import Catalog
 from py_chronolog_client.store.root import StoreRoot
 from py_chronolog_client.wire import messages
+from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 from py_chronolog_client.wire.messages import Message
 
 GRACE_S = 10.0
@@ -81,8 +85,13 @@ class Visor(Service):
 
     role = "visor"
 
-    def __init__(self, directory: Path, grace_s: float = GRACE_S) -> None:
+    def __init__(self, directory: Path, identity: Identity, grace_s: float = GRACE_S) -> None:
         """Open the store of the visor, which is made if it is not there.
+
+        Args:
+            directory: of the store.
+            identity: of the services.
+            grace_s: how long an acquisition outlives its connection.
 
         Raises:
             ChronoLogError: the directory cannot be used.
@@ -91,6 +100,8 @@ class Visor(Service):
         self._tenancy = Tenancy(root)
         self._ledger = Ledger(root)
         self._catalog = Catalog(root, clock_ns=self._ledger.next_uid)
+        self._permissions = Permissions(self._catalog)
+        self._identity = identity
         self._grace_s = grace_s
         self._changing = asyncio.Lock()
         self._members_changed = asyncio.Condition()
@@ -127,36 +138,49 @@ class Visor(Service):
                 del self._members[member.service, member.node]
                 logger.info("the %s of %s at %s is gone", member.service, member.node, member.address)
 
+    def levels(self) -> dict[str, int]:
+        services = [service for service, _ in self._members]
+        return {
+            "acquired": len(self._holds),
+            "keepers": services.count(_KEEPER),
+            "players": services.count(_PLAYER),
+        }
+
     async def answer(self, session: Session, message: Message, body: Body) -> None:  # noqa: C901  one case a request
         catalog = self._catalog
         match message:
             case messages.CreateChronicle(chronicle, attributes):
                 Policy.of(attributes)
+                attributes = owned(attributes, session.name)
                 await asyncio.to_thread(catalog.create_chronicle, chronicle, attributes)
                 await session.send(messages.Done())
             case messages.DestroyChronicle(chronicle):
-                await self._destroy(Story(chronicle, ""))
+                await self._destroy(session.name, Story(chronicle, ""))
                 await session.send(messages.Done())
             case messages.DestroyStory(chronicle, story):
-                await self._destroy(_named(chronicle, story))
+                await self._destroy(session.name, _named(chronicle, story))
                 await session.send(messages.Done())
             case messages.ListChronicles():
                 await _send_names(session, await asyncio.to_thread(catalog.chronicles))
             case messages.ListStories(chronicle):
+                await self._require(session.name, Right.SEE, chronicle)
                 await _send_names(session, await asyncio.to_thread(catalog.stories, chronicle))
             case messages.ChronicleAttributes(chronicle):
+                await self._require(session.name, Right.SEE, chronicle)
                 attributes = await asyncio.to_thread(catalog.chronicle_attributes, chronicle)
                 await session.send(messages.Attributes(attributes))
             case messages.StoryAttributes(chronicle, story):
+                await self._require(session.name, Right.SEE, chronicle, story)
                 attributes = await asyncio.to_thread(catalog.story_attributes, chronicle, story)
                 await session.send(messages.Attributes(attributes))
             case messages.Acquire():
                 await session.send(await self._acquire(session, message))
             case messages.Release():
-                await self._release(message)
+                await self._release(session.name, message)
                 await session.send(messages.Done())
-            case messages.Locate(chronicle, story):
+            case messages.Locate(chronicle, story, reader):
                 self.require_service(session, message)
+                await self._require(reader, Right.READ, chronicle, story)
                 await session.send(await self._locate(Story(chronicle, story)))
             case messages.Register():
                 self.require_service(session, message)
@@ -165,6 +189,9 @@ class Visor(Service):
                 await self._hear(self._member_of[session], message)
             case _:
                 raise self.unknown(message)
+
+    async def _require(self, name: str, right: Right, chronicle: str, story: str = "") -> None:
+        await asyncio.to_thread(self._permissions.require, name, right, chronicle, story)
 
     # -- who holds what --
 
@@ -175,22 +202,27 @@ class Visor(Service):
         await asyncio.to_thread(self._catalog.chronicle_attributes, message.chronicle)
         keeper = await self._keeper_for(hold, message.host)
         async with self._changing:
-            uid = await asyncio.to_thread(self._story_for, message)
-            if self._ledger.homes.get(hold.story, {}).get(hold.client_id, keeper.node) != keeper.node:
+            uid = await asyncio.to_thread(self._story_for, session.name, message)
+            home = self._ledger.homes.get(hold.story, {}).get(hold.client_id, Home(keeper.node, session.name))
+            _require_own(session.name, home, hold)
+            if home.node != keeper.node:
                 raise NoKeepersError(
                     "another keeper was given to this client at the same moment: acquire again"
                 )
             self._hold(hold, session)
             if hold.client_id not in self._ledger.holders.get(hold.story, set()):
-                self._ledger.note_acquired(*hold, keeper.node, uid)
+                self._ledger.note_acquired(*hold, home, uid)
         await self._ledger.saved()
-        return messages.Acquired(uid, *keeper.address)
+        passage = Passage(session.name, *hold.story, uid, hold.client_id)
+        return messages.Acquired(uid, *keeper.address, ticket_for(passage, self._identity))
 
-    def _story_for(self, message: messages.Acquire) -> int:
-        """Return the uid of the story that is acquired, which is made if any will do."""
+    def _story_for(self, name: str, message: messages.Acquire) -> int:
+        """Return the uid of the story that somebody acquires, which is made if any will do."""
+        attributes = owned(message.attributes, name)
+        self._permissions.require_acquisition(name, message.chronicle, message.story, attributes)
         if not message.uid:
-            Policy.of(message.attributes)
-            self._catalog.ensure_story(message.chronicle, message.story, message.attributes)
+            Policy.of(attributes)
+            self._catalog.ensure_story(message.chronicle, message.story, attributes)
         uid = self._catalog.story_created_ns(message.chronicle, message.story)
         if message.uid not in (0, uid):
             raise NotFoundError(
@@ -211,12 +243,13 @@ class Visor(Service):
         else:
             self._let_lapse(hold)
 
-    async def _release(self, message: messages.Release) -> None:
+    async def _release(self, name: str, message: messages.Release) -> None:
         hold = _Hold(Story(message.chronicle, message.story), message.client_id)
         if hold not in self._holds:
             raise NotAcquiredError(
                 f"client {hold.client_id:016x} does not hold the story {hold.story.name!r:.200}"
             )
+        _require_own(name, self._ledger.homes[hold.story][hold.client_id], hold)
         self._give_up(hold)
         await self._ledger.saved()
 
@@ -251,8 +284,9 @@ class Visor(Service):
 
     # -- destroying --
 
-    async def _destroy(self, story: Story) -> None:
+    async def _destroy(self, name: str, story: Story) -> None:
         async with self._changing:
+            await self._require(name, Right.OWN, *story)
             holder = next((hold for hold in self._holds if _covers(story, hold.story)), None)
             if holder is not None:
                 session = self._holds[holder]
@@ -356,7 +390,7 @@ class Visor(Service):
 
         def found() -> _Member | None:
             if home is not None:
-                return self._members.get((_KEEPER, home))
+                return self._members.get((_KEEPER, home.node))
             nodes = sorted(node for service, node in self._members if service == _KEEPER)
             if not nodes:
                 return None
@@ -369,14 +403,15 @@ class Visor(Service):
             raise NoKeepersError(
                 "there is no ChronoKeeper: start one ('chronolog status' shows what runs)"
                 if home is None
-                else f"the ChronoKeeper of {home}, which has the events of this client, is away: start it again"
+                else f"the ChronoKeeper of {home.node}, which has the events of this client, is away: start it again"
             )
         return keeper
 
     async def _locate(self, story: Story) -> messages.Located:
         uid = await asyncio.to_thread(self._catalog.story_created_ns, *story)
         attributes = await asyncio.to_thread(self._attributes, story)
-        wanted = [(_KEEPER, node) for node in sorted(set(self._ledger.homes.get(story, {}).values()))]
+        nodes = sorted({home.node for home in self._ledger.homes.get(story, {}).values()})
+        wanted = [(_KEEPER, node) for node in nodes]
         if self._ledger.grapher:
             wanted.append((_GRAPHER, self._ledger.grapher))
         left_s = self._started_s + _SETTLING_S - asyncio.get_running_loop().time()
@@ -413,6 +448,15 @@ def _named(chronicle: str, story: str) -> Story:
     if not story:
         raise InvalidArgumentError("a name must not be empty")
     return Story(chronicle, story)
+
+
+def _require_own(name: str, home: Home, hold: _Hold) -> None:
+    """Make sure that a client is of this name, or that a service asks."""
+    if name not in (home.name or name, SERVICE_NAME):
+        raise NotAuthorizedError(
+            f"client {hold.client_id:016x} of the story {hold.story.name!r:.200} belongs to {home.name!r:.200}, and "
+            f"{name!r:.200} is another: every name has clients of its own"
+        )
 
 
 def _covers(destroyed: Story, story: Story) -> bool:

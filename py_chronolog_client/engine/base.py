@@ -227,7 +227,7 @@ class Engine(ABC):
 
     @abstractmethod
     def chronicle_attributes(self, chronicle: str) -> dict[str, str]:
-        """Return the attributes that a chronicle was created with."""
+        """Return the attributes that a chronicle was created with, and its `owner` if the engine knows him."""
 
     @abstractmethod
     def destroy_story(self, chronicle: str, story: str) -> None:
@@ -239,7 +239,7 @@ class Engine(ABC):
 
     @abstractmethod
     def story_attributes(self, chronicle: str, story: str) -> dict[str, str]:
-        """Return the attributes that a story was created with."""
+        """Return the attributes that a story was created with, and its `owner` if the engine knows him."""
 
     @abstractmethod
     def open_writer(

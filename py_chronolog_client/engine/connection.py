@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from py_chronolog_client.errors import NotConnectedError
+from py_chronolog_client.errors import ChronoLogError, NotConnectedError
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.failures import error_of
 from py_chronolog_client.wire.frames import FULL, FrameDecoder, frame_bytes
@@ -80,17 +80,19 @@ class Connection:
 
         Raises:
             NotConnectedError: nobody answers there, or not as docs/protocol.md says, or another service.
-            NotAuthorizedError: one side does not know the secret of that name.
+            NotAuthorizedError: one side does not know the secret of that name, or has a certificate that is not trusted.
             ProtocolVersionError: the service speaks another version.
         """
         self.address = address
         self._pid = os.getpid()
         self._decoder = FrameDecoder()
+        self._unread_bytes: Callable[[], int] = int
         deadline = time.monotonic() + timeout_s
         self._socket = _connected(address, timeout_s)
         try:
             _notice_a_dead_peer(self._socket)
-            handshake = ClientHandshake(*identity)
+            binding = self._secure(identity.trusted, deadline) if identity.trusted else b""
+            handshake = ClientHandshake(identity.name, identity.secret, binding)
             self.send(handshake.hello)
             self.send(handshake.answer(self.receive(deadline)[0]))
             found = handshake.finish(self.receive(deadline)[0])
@@ -102,6 +104,20 @@ class Connection:
         except BaseException:
             self.close()
             raise
+
+    def _secure(self, trusted: str, deadline: float) -> bytes:
+        """Speak TLS from now on; return what binds the handshake to it."""
+        from py_chronolog_client.engine import tls
+
+        self._socket.settimeout(max(1e-6, deadline - time.monotonic()))
+        try:
+            self._socket = connected = tls.secured(self._socket, trusted, self.address)
+        except ChronoLogError:
+            raise
+        except OSError as error:
+            raise self._lost(error) from error
+        self._unread_bytes = connected.pending
+        return tls.binding_of(connected)
 
     def fileno(self) -> int:
         """Return the descriptor, for select(2)."""
@@ -173,15 +189,20 @@ class Connection:
         raise_failure(answer)
         return expect(answer, kind)
 
+    def has_news(self) -> bool:
+        """Tell whether something has come that was not received yet, or the peer has ended the connection."""
+        return bool(self._unread_bytes()) or readable([self.fileno()], 0.0)
+
     def is_alive(self) -> bool:
-        """Tell whether the peer has not ended the connection; nothing is read."""
+        """Tell whether the peer, which owes no answer, has neither ended the connection nor said anything."""
         try:
-            self._socket.settimeout(None)
-            return bool(self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+            self._socket.settimeout(0.0)
+            self._socket.recv_into(bytearray(1))
         except BlockingIOError:
             return True
         except OSError:
             return False
+        return False
 
     def close(self) -> None:
         """End the connection. In a forked child only the child's descriptor of it is closed."""

@@ -21,7 +21,6 @@ from py_chronolog_client.engine.base import (
     Engine,
     ScanReport,
     Snapshot,
-    Writer,
     WriterOptions,
 )
 from py_chronolog_client.errors import ClosedError, InvalidArgumentError, NotFoundError, StoreError
@@ -32,6 +31,7 @@ from py_chronolog_client.store.root import StoreRoot, trusts_tails
 
 if TYPE_CHECKING:
     from py_chronolog_client.page import Page
+    from py_chronolog_client.store.appender import Appender
     from py_chronolog_client.store.storylog import StoryLog
 
 TAIL_DIRECTORY_VARIABLE = "CHRONOLOG_TAIL_DIR"
@@ -114,7 +114,7 @@ class EmbeddedEngine(Engine):
 
     def open_writer(
         self, chronicle: str, story: str, attributes: Mapping[str, str], options: WriterOptions
-    ) -> Writer:
+    ) -> Appender:
         from py_chronolog_client.store.appender import Appender
 
         for _ in range(_TRIES):

@@ -45,8 +45,11 @@ from py_chronolog_client.records import MISSING
 from py_chronolog_client.wire.handshake import Identity
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from py_chronolog_client.engine.remote_reader import RemoteReader
     from py_chronolog_client.page import Page
+    from py_chronolog_client.store.appender import Appender
 
 INTRODUCE_S = 2.0
 """Acquiring a story waits so long for the keeper, so that readers find the client; later it is found later."""
@@ -132,8 +135,7 @@ class RemoteEngine(Engine):
         except BaseException:
             shipment.error = ClosedError("nothing was logged")
             raise
-        shipment.begin(spool.story_directory(chronicle, place))
-        self.shipper().wake()
+        self.begin(shipment, spool.story_directory(chronicle, place), writer)
         wait_until(lambda: shipment.introduced or shipment.error is not None, INTRODUCE_S)
         return RemoteWriter(self, writer, shipment, options)
 
@@ -154,6 +156,17 @@ class RemoteEngine(Engine):
         self.shipper().acquire(shipment)
         self._shipped.append(shipment)
         return shipment
+
+    def begin(self, shipment: Shipment, directory: Path, writer: Appender) -> None:
+        """Ship what a client of this process writes in `directory`, of the spool."""
+        shipper, known = self.shipper(), weakref.ref(writer)
+
+        def listen() -> None:
+            if (writer := known()) is not None:
+                writer.ring(lambda: shipper.hurry(shipment))
+
+        shipment.begin(directory, listen)
+        shipper.wake()
 
     def shipper(self) -> Shipper:
         """Return the shipper of this process."""
@@ -269,7 +282,7 @@ class RemoteWriter(Writer):
     """
 
     def __init__(
-        self, engine: RemoteEngine, writer: Writer, shipment: Shipment, options: WriterOptions
+        self, engine: RemoteEngine, writer: Appender, shipment: Shipment, options: WriterOptions
     ) -> None:
         self._engine = engine
         self._writer = writer
@@ -290,7 +303,7 @@ class RemoteWriter(Writer):
     def flush(self, timeout_s: float | None = None) -> int:
         wanted = self._writer.flush()
         shipment = self._own_shipment()
-        self._engine.shipper().wake()
+        self._engine.shipper().hurry(shipment)
         wait_until(
             lambda: shipment.acknowledged >= wanted or shipment.error is not None,
             FLUSH_S if timeout_s is None else timeout_s,
@@ -310,8 +323,7 @@ class RemoteWriter(Writer):
         self._writer.close(reason)
         if shipment.done:
             return
-        shipper = self._engine.shipper()
-        shipper.wake()
+        self._engine.shipper().hurry(shipment)
         if not wait_until(lambda: shipment.done, FLUSH_S) or shipment.error is not None:
             logger.warning(
                 "client %016x of story %r is closed, and %s (%d of this client)",
@@ -334,7 +346,7 @@ class RemoteWriter(Writer):
             self._shipment = self._engine.ship(
                 shipment.chronicle, shipment.story, shipment.attributes, client_id, self._options
             )
-            self._shipment.begin(directory)
+            self._engine.begin(self._shipment, directory, self._writer)
         return self._shipment
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any
 
 from py_chronolog_client.engine.base import MAX_TIME_NS, ScanReport, Snapshot
@@ -134,18 +135,47 @@ class RemoteReader:
 
         Where a uid is named, `starts` is filled before the first page.
         """
-        question = messages.Follow(chronicle, story, uid, pack_marks(cursor), _milliseconds(timeout_s))
-        with self._connections.asking(question) as connection:
-            deadline = time.monotonic() + timeout_s + _LATE_S
-            answer = _begun(connection, deadline, uid, starts)
-            while isinstance(answer[0], messages.Page):
-                yield unpack_page(answer[0], answer[1])
-                answer = _answer(connection, deadline)
-            marks.update(unpack_marks(expect(answer[0], messages.Marks).marks))
+        yield from self.ask_to_follow(chronicle, story, cursor, timeout_s, uid=uid).pages(marks, starts)
+
+    def ask_to_follow(
+        self, chronicle: str, story: str, cursor: Snapshot, timeout_s: float, *, uid: int = 0
+    ) -> Following:
+        """Ask what `follow_pages` asks; the answer is read when there is one."""
+        timeout_ms = min(round(1000 * timeout_s), _LONGEST_MS)
+        question = messages.Follow(chronicle, story, uid, pack_marks(cursor), timeout_ms)
+        return Following(self._connections.asking(question), time.monotonic() + timeout_s + _LATE_S, uid)
 
     def close(self) -> None:
         """End the idle connections."""
         self._connections.close()
+
+
+class Following:
+    """A follower's question that was asked."""
+
+    def __init__(self, asking: AbstractContextManager[Connection], deadline_s: float, uid: int) -> None:
+        self._asking = ExitStack()
+        self._connection = self._asking.enter_context(asking)
+        self._deadline_s = deadline_s
+        self._uid = uid
+
+    def fileno(self) -> int:
+        """Return the descriptor on which the answer comes."""
+        return self._connection.fileno()
+
+    def pages(self, marks: dict[int, int], starts: dict[int, int] | None = None) -> Iterator[Page]:
+        """Deliver the answer, which fills `starts` at its beginning where a uid was named, and `marks` at its end."""
+        with self._asking:
+            answer = _begun(self._connection, self._deadline_s, self._uid, starts)
+            while isinstance(answer[0], messages.Page):
+                yield unpack_page(answer[0], answer[1])
+                answer = _answer(self._connection, self._deadline_s)
+            marks.update(unpack_marks(expect(answer[0], messages.Marks).marks))
+
+    def close(self) -> None:
+        """Give up an answer that was not read to its end: its connection ends."""
+        with suppress(GeneratorExit), self._asking:
+            raise GeneratorExit
 
 
 def _begun(

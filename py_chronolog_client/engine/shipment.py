@@ -8,12 +8,13 @@ interrupted anybody, and must wait for no lock.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from py_chronolog_client.engine.connection import Address, Connection, readable
+from py_chronolog_client.engine.connection import Address, Connection
 from py_chronolog_client.errors import ChronoLogError, DamageError, ErrorCode, NotConnectedError
 from py_chronolog_client.store.outbox import Outbox
 from py_chronolog_client.wire import messages
@@ -25,8 +26,16 @@ WINDOW_BYTES = 16 * 2**20
 """So much may be under way on a link without an answer."""
 RETRY_S = 0.25
 """After a keeper could not be reached, it is left alone for so long."""
+GATHER_S = 0.004
+"""Events that come one after another are gathered for so long."""
+_AWAKE_S = 0.02
+"""A client that has written nothing for so long is asked to say when it does."""
+_UNTOLD_S = 0.01
+"""So often another process's client is looked at, which cannot say that."""
 _CONNECT_S = 2.0
 _REFUSALS = 5
+_PERHAPS = (ErrorCode.CL_ERR_INVALID_ARG, ErrorCode.CL_ERR_NOT_AUTHORIZED)
+"""So often a block is sent again that was refused so."""
 
 logger = logging.getLogger("py_chronolog_client")
 
@@ -46,7 +55,11 @@ class Shipment:
         keeps_all: whether the file system of the spool cannot give space back.
         uid: of the story, once the visor has said it.
         address: of the keeper, likewise.
+        ticket: to be shown to the keeper, likewise.
         outbox: what is to be sent, once there are files.
+        listen: lets `look_at_s` be set to 0.0 after the client's next event; None where another process writes.
+        look_at_s: before that the outbox is left alone, by time.monotonic(); inf: until the client says something.
+        active_at_s: when there was something in it last.
         introduced: whether the keeper knows the client: from then on readers find it in the story.
         acknowledged: all events below this number are journalled by the keeper.
         error: why nothing can be shipped any more.
@@ -77,7 +90,10 @@ class Shipment:
         self.introduced = self.is_orphan = self.is_idle = self.keeps_all = False
         self.uid = 0
         self.address: Address | None = None
+        self.ticket = b""
         self.outbox: Outbox | None = None
+        self.listen: Callable[[], None] | None = None
+        self.look_at_s = self.active_at_s = 0.0
         self.acknowledged = self.refusals = 0
         self.error: ChronoLogError | None = None
         self.done = False
@@ -85,8 +101,9 @@ class Shipment:
         self.retry_at_s = self.over_at_s = 0.0
         self.in_flight: deque[int] = deque()
 
-    def begin(self, directory: Path) -> None:
+    def begin(self, directory: Path, listen: Callable[[], None] | None = None) -> None:
         """Ship what the client writes in `directory`, a story's of the spool."""
+        self.listen = listen
         self.outbox = Outbox(directory, self.client_id)
 
     @property
@@ -137,11 +154,15 @@ class Link:
         """Return the descriptor on which answers come, or None where there is no connection."""
         return None if self._connection is None else self._connection.fileno()
 
-    def turn(self) -> bool:
-        """Send what there is and hear what was answered; return whether anything has moved."""
-        if self._connection is None and not self._connect():
-            return False
-        return self._guarded(self._exchange)
+    def turn(self) -> float:
+        """Send what there is and hear what was answered.
+
+        Returns:
+            When to look again, by time.monotonic(), unless an answer comes before.
+        """
+        if self._connection is not None or self._connect():
+            self._guarded(self._exchange)
+        return min((self.shipments[stream].look_at_s for stream in self._ready), default=math.inf)
 
     def close(self) -> None:
         """End the connection."""
@@ -162,29 +183,29 @@ class Link:
             known.clear()
         return self._guarded(self._open_all)
 
-    def _guarded(self, action: Callable[[Connection], bool]) -> bool:
-        """Do something with the connection; where it is lost, note that."""
+    def _guarded(self, action: Callable[[Connection], None]) -> bool:
+        """Do something with the connection; return whether it is still there."""
         connection = self._connection
         assert connection is not None
         try:
-            return action(connection)
+            action(connection)
         except NotConnectedError as error:
             self._lost(error)
-            return False
+        return self._connection is not None
 
     def _lost(self, error: ChronoLogError) -> None:
         if not self.failed:
             logger.warning("events stay in the spool for now: %s", error)
         self.close()
+        self._ready.clear()
         self.failed = True
         self._retry_at_s = time.monotonic() + RETRY_S
 
-    def _open_all(self, connection: Connection) -> bool:
+    def _open_all(self, connection: Connection) -> None:
         for stream in self.shipments:
             self._open(connection, stream)
-        return True
 
-    def _open(self, connection: Connection, stream: int) -> bool:
+    def _open(self, connection: Connection, stream: int) -> None:
         shipment = self.shipments[stream]
         shipment.in_flight.clear()
         connection.send(
@@ -195,18 +216,40 @@ class Link:
                 shipment.story,
                 shipment.client_id,
                 shipment.durable,
+                shipment.ticket,
             )
         )
-        return True
 
-    def _exchange(self, connection: Connection) -> bool:
-        moved = self._listen(connection)
+    def _exchange(self, connection: Connection) -> None:
+        self._listen(connection)
         self._begin_streams()
+        now_s = time.monotonic()
         for stream in list(self._ready):
             shipment = self.shipments[stream]
-            while self._in_flight_bytes < WINDOW_BYTES and self._send_next(connection, stream, shipment):
-                moved = True
-        return moved
+            if shipment.look_at_s > now_s:
+                continue
+            shipment.look_at_s = now_s + GATHER_S
+            if self._send_all(connection, stream, shipment) or not shipment.is_idle:
+                shipment.active_at_s = now_s
+            elif now_s > shipment.active_at_s + _AWAKE_S:
+                self._rest(connection, stream, shipment, now_s)
+
+    def _rest(self, connection: Connection, stream: int, shipment: Shipment, now_s: float) -> None:
+        """Leave a client alone until it says that it has written something."""
+        if shipment.listen is None:
+            shipment.look_at_s = now_s + _UNTOLD_S
+            return
+        shipment.look_at_s = math.inf
+        shipment.listen()
+        if self._send_all(connection, stream, shipment):  # it came before the client was told to say so
+            shipment.look_at_s = now_s + GATHER_S
+
+    def _send_all(self, connection: Connection, stream: int, shipment: Shipment) -> bool:
+        """Send all that there is, as far as there is room on the way; return whether there was something."""
+        sent = False
+        while self._in_flight_bytes < WINDOW_BYTES and self._send_next(connection, stream, shipment):
+            sent = True
+        return sent
 
     def _send_next(self, connection: Connection, stream: int, shipment: Shipment) -> bool:
         outbox = shipment.outbox
@@ -217,7 +260,7 @@ class Link:
         except DamageError as error:
             self._give_up(stream, shipment, error)
             return False
-        shipment.is_idle = pieces is None and not shipment.in_flight
+        shipment.is_idle = pieces is None and not shipment.in_flight and not outbox.holds_back
         if pieces is None:
             return False
         size_bytes = sum(memoryview(piece).nbytes for piece in pieces)
@@ -226,14 +269,11 @@ class Link:
         connection.send(messages.Block(stream), pieces)
         return True
 
-    def _listen(self, connection: Connection) -> bool:
+    def _listen(self, connection: Connection) -> None:
         """Hear all that was answered, without waiting."""
-        heard = False
-        while readable([connection.fileno()], 0.0):
+        while connection.has_news():
             message, _ = connection.receive()
             self._hear(message)
-            heard = True
-        return heard
 
     def _hear(self, message: Message) -> None:
         stream = getattr(message, "stream", 0)
@@ -271,6 +311,7 @@ class Link:
                 outbox.rewind(opened.sequence, has_client=not opened.empty)
                 del self._opened[stream]
                 self._ready.add(stream)
+                self.shipments[stream].look_at_s = 0.0
         for stream, at_s in list(self._again_at_s.items()):
             if time.monotonic() >= at_s:
                 shipment = self.shipments[stream]
@@ -285,7 +326,9 @@ class Link:
         self._take_back(stream, shipment)
         shipment.refusals += 1
         mendable = error.code == ErrorCode.CL_ERR_UNKNOWN
-        if mendable or (error.code == ErrorCode.CL_ERR_INVALID_ARG and shipment.refusals <= _REFUSALS):
+        if error.code == ErrorCode.CL_ERR_NOT_AUTHORIZED:
+            shipment.said = None  # the services have another secret now: the visor gives a new ticket
+        if mendable or (error.code in _PERHAPS and shipment.refusals <= _REFUSALS):
             if shipment.refusals == 1:
                 logger.warning("events stay in the spool for now: %s", error)
             self._again_at_s[stream] = time.monotonic() + RETRY_S

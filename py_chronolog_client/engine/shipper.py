@@ -11,6 +11,7 @@ It also ships what clients of dead processes have left in the spool (`orphans`).
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import threading
 import time
@@ -25,10 +26,12 @@ from py_chronolog_client.errors import ChronoLogError, NoKeepersError, NotConnec
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.handshake import Identity
 
-_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.005
-_VISOR_LOOK_S = 0.5
+_PAUSE_S = 0.1
+"""So often the thread looks around when nothing happens: whether it is time to try something again."""
+_CHECK_S = 0.5
+"""So often what says when it changes is looked at all the same: the visor, and clients that have said nothing."""
 _ADOPT_EVERY_S = 5.0
-_POLL_S = 0.0005
+_POLL_S, _LONGEST_POLL_S = 0.0005, 0.05
 _ANSWER_S = 10.0
 _RELEASE_S = 2.0
 
@@ -54,7 +57,7 @@ class Shipper:
         self._spool = spool
         self._visor: Connection | None = None
         self._visor_retry_at_s = 0.0
-        self._visor_looked_at_s = 0.0
+        self._check_at_s = 0.0
         self._shipments: list[Shipment] = []
         self._links: dict[Address, Link] = {}
         self._adopt_at_s = 0.0
@@ -81,6 +84,11 @@ class Shipper:
             with suppress(ValueError):
                 self._shipments.remove(shipment)
             raise shipment.error
+
+    def hurry(self, shipment: Shipment) -> None:
+        """Ship at once what there is of one client."""
+        shipment.look_at_s = 0.0
+        self.wake()
 
     def wake(self) -> None:
         """Look at once whether there is something to do."""
@@ -109,16 +117,13 @@ class Shipper:
     # -- the thread --
 
     def _run(self) -> None:
-        pause_s = _SHORTEST_PAUSE_S
         while not self._stopping:
+            look_at_s = math.inf
             try:
-                moved = self._turn()
+                look_at_s = self._turn()
             except Exception:  # a defect here must not be the end of all shipping
                 logger.exception("the shipper goes on after an error")
-                moved = False
-            pause_s = _SHORTEST_PAUSE_S if moved else min(1.2 * pause_s, _LONGEST_PAUSE_S)
-            if not moved:
-                self._sleep(pause_s)
+            self._sleep(min(max(0.0, look_at_s - time.monotonic()), _PAUSE_S))
         self._hang_up()
 
     def _sleep(self, pause_s: float) -> None:
@@ -128,14 +133,15 @@ class Shipper:
             with suppress(BlockingIOError):
                 self._wake_out.recv(4096)
 
-    def _turn(self) -> bool:
-        """Do what can be done without waiting for anybody; return whether anything has moved."""
+    def _turn(self) -> float:
+        """Do what can be done without waiting for anybody; return when to look again, by time.monotonic()."""
+        self._check()
         for shipment in list(self._shipments):
             if shipment.said is None or shipment.said is not self._visor:
                 self._place(shipment)
-        moved = False
+        look_at_s = math.inf
         for link in list(self._links.values()):
-            moved = link.turn() or moved
+            look_at_s = min(look_at_s, link.turn())
             if link.failed:  # it may be elsewhere by now
                 for shipment in link.shipments.values():
                     shipment.said = None
@@ -144,8 +150,7 @@ class Shipper:
                 self._finish(shipment)
         if time.monotonic() >= self._adopt_at_s:
             self._adopt()
-        self._look_at_the_visor()
-        return moved
+        return look_at_s
 
     def _place(self, shipment: Shipment) -> None:
         """Acquire the story for a shipment, and put it on the link to its keeper."""
@@ -162,6 +167,10 @@ class Shipper:
         )
         try:
             visor = self._connected()
+        except ChronoLogError as error:  # nobody is there, or nobody lets this client in: that may change
+            self._refuse(shipment, error, final=False)
+            return
+        try:
             acquired = visor.ask(request, messages.Acquired, _ANSWER_S)
         except NotConnectedError as error:
             self._lose_visor()
@@ -170,7 +179,7 @@ class Shipper:
         except ChronoLogError as error:
             self._refuse(shipment, error, final=not isinstance(error, NoKeepersError))
             return
-        shipment.said, shipment.uid = visor, acquired.uid
+        shipment.said, shipment.uid, shipment.ticket = visor, acquired.uid, acquired.ticket
         address = Address(acquired.keeper_host, acquired.keeper_port)
         if shipment.address != address:
             self._take_off(shipment)
@@ -221,18 +230,20 @@ class Shipper:
                 raise NotConnectedError(f"the visor at {self._address} could not be reached a moment ago")
             try:
                 self._visor = Connection(self._address, self._identity, "visor")
-            except NotConnectedError:
+            except ChronoLogError:
                 self._visor_retry_at_s = time.monotonic() + RETRY_S
                 raise
         return self._visor
 
-    def _look_at_the_visor(self) -> None:
-        """Notice that the visor has ended the connection, so that all is acquired again with the next one."""
-        if self._visor is None or time.monotonic() < self._visor_looked_at_s + _VISOR_LOOK_S:
+    def _check(self) -> None:
+        """Notice that the visor has ended the connection, so that all is acquired again; look at all clients."""
+        if time.monotonic() < self._check_at_s:
             return
-        self._visor_looked_at_s = time.monotonic()
-        if not self._visor.is_alive():
+        self._check_at_s = time.monotonic() + _CHECK_S
+        if self._visor is not None and not self._visor.is_alive():
             self._lose_visor()
+        for shipment in self._shipments:
+            shipment.look_at_s = 0.0
 
     def _lose_visor(self) -> None:
         if self._visor is not None:
@@ -261,10 +272,14 @@ def _adopted(orphan: Orphan) -> Shipment:
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float, every_s: float = _POLL_S) -> bool:
-    """Wait for something that another thread does, without a lock; return whether it is done."""
-    deadline = time.monotonic() + timeout_s
+    """Wait for something that another thread does, without a lock; return whether it is done.
+
+    The longer it takes, the less often that is asked: many threads that wait must not keep it from being done.
+    """
+    start_s = time.monotonic()
     while not holds():
-        if time.monotonic() >= deadline:
+        waited_s = time.monotonic() - start_s
+        if waited_s >= timeout_s:
             return False
-        time.sleep(every_s)
+        time.sleep(min(max(every_s, waited_s / 8), timeout_s - waited_s, _LONGEST_POLL_S))
     return True

@@ -66,6 +66,7 @@ class Appender(Writer):
         self._politeness = threading.Lock()
         self._losses = Losses()
         self._encode: Callable[[Any], bytes] = str.encode
+        self._bell: Callable[[], None] | None = None
         self._closed = self._released = False
         self.log_event, self._publish = _fast_path(self._resume)  # type: ignore[method-assign]
         self._journals: dict[int, Journal] = {}
@@ -139,6 +140,18 @@ class Appender(Writer):
             self._own.let_go()
         self._closed = self._released = True
 
+    def ring(self, bell: Callable[[], None]) -> None:
+        """Call `bell` once, as soon as there is something that was not there when this was called.
+
+        The fast path pays nothing for that: the next event takes another way. An exception that a signal handler throws
+        at the wrong moment can swallow the call until the event after that.
+
+        Args:
+            bell: is called by whoever logs, from a signal handler too.
+        """
+        self._bell = bell
+        self._publish(self._first_send, self._encode)
+
     def __del__(self) -> None:
         own = vars(self).get(
             "_own"
@@ -209,6 +222,7 @@ class Appender(Writer):
         """Make everything that was inherited useless; the next call opens a client of this process."""
         self._politeness = threading.Lock()
         self._losses = Losses()
+        self._bell = None
         self._released = self._closed
         for journal in self._journals.values():
             journal.let_go()
@@ -231,13 +245,24 @@ class Appender(Writer):
             if type(event_string) is bytes:
                 self._encode = _text_or_bytes
             try:
-                self._publish(self._send, self._encode)
-                return self._send(record)
+                return self._first_send(record)
             except (StopIteration, ValueError) as again:
                 if not is_own(again):
                     raise
                 claim = claim_in(again)
         return self._append(record, (record,), claim)
+
+    def _first_send(self, record: bytes) -> int:
+        """Append an event after which others take the fast path as it is now, and ring the bell."""
+        self._publish(self._send, self._encode)
+        time_ns = self._send(record)
+        self._ring()
+        return time_ns
+
+    def _ring(self) -> None:
+        bell, self._bell = self._bell, None
+        if bell is not None:
+            bell()
 
     def _append(self, payload: bytes, records: Sequence[Sized], claim: Claim | None = None) -> int:
         left = len(records)
@@ -329,10 +354,10 @@ class Appender(Writer):
             if is_revocation(error):
                 return  # whoever did it has let the fast path go on
             raise
-        if self._closed:
-            return
-        self._send = send
-        self._publish(send, self._encode)
+        if not self._closed:
+            self._send = send
+            self._publish(send, self._encode)
+        self._ring()
 
 
 def _fast_path(

@@ -64,6 +64,7 @@ class Intake:
         client_id: whose.
         sequence: number of the next event that it takes.
         is_empty: whether it has not even the client's first record.
+        taken: how many events it has appended.
     """
 
     def __init__(self, root: StoreRoot, directory: Path, client_id: int) -> None:
@@ -85,6 +86,7 @@ class Intake:
                 "not allow: give it a directory of its own"
             )
         self.client_id = client_id
+        self.taken = 0
         self._root = root
         self._path = directory / f"{client_id:016x}.log"
         self._tail_path = self._path.with_suffix(".tail")
@@ -136,6 +138,7 @@ class Intake:
                     if not self._incoming.has(arrival):
                         self._incoming.require(arrival)
                         self._put(arrival)
+                        self.taken += arrival.header.count
                         self._settle_tail()
                     return self.sequence
             self.roll()

@@ -30,6 +30,7 @@ from py_chronolog_client.store.clientlog import ClientLog
 from py_chronolog_client.store.stretch import Stretch
 
 _WORKERS = 4
+_MANY_EVENTS = 256
 _AHEAD = 8
 _WORKER_BYTES = 2**25
 
@@ -305,8 +306,9 @@ class _Loader:
         self._verify = verify
         self._next = 0
         self._running: dict[Item, Future[Part]] = {}
-        # Only checking is worth a thread: it releases the GIL for long.
-        workers = min(len(os.sched_getaffinity(0)), _WORKERS) if verify and len(items) > 1 else 0
+        # Only checking is worth a thread, as it releases the GIL for long; not of the few events that a follower gets.
+        worth = verify and len(items) > 1 and sum(item.events for item in items) >= _MANY_EVENTS
+        workers = min(len(os.sched_getaffinity(0)), _WORKERS) if worth else 0
         workers = workers if _have_room_for(workers) else 0
         self._pool = ThreadPoolExecutor(workers, "chronolog-scan") if workers > 1 else None
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from py_chronolog_client.errors import DamageError
 from py_chronolog_client.store import acquisition
-from py_chronolog_client.store.blocks import find_header, whole_block
+from py_chronolog_client.store.blocks import find_header, read_header, whole_block
 from py_chronolog_client.store.files import punch_hole
 from py_chronolog_client.store.format import (
     ALIGNMENT,
@@ -38,6 +38,8 @@ Pieces = list[bytes | memoryview]
 
 _PAGE_BYTES = 4096
 _RECLAIM_BYTES = 2**20
+_SOON_S = 0.01
+"""A tail that is full so soon is not copied: its events are read when they are a block."""
 
 
 class Outbox:
@@ -48,6 +50,7 @@ class Outbox:
         directory: where its files are.
         sequence: number of the next event to be sent.
         ended: whether what was sent last is the client's goodbye.
+        holds_back: whether the tail has something new that is not sent yet, because it fills so fast that it is a block soon.
     """
 
     def __init__(self, directory: Path, client_id: int) -> None:
@@ -66,7 +69,7 @@ class Outbox:
             has_client: whether it has the client's first record.
         """
         self.sequence = sequence
-        self.ended = False
+        self.ended = self.holds_back = False
         self._has_client = has_client
         self._file: Descriptor | None = None
         self._number = self._offset = 0
@@ -75,13 +78,13 @@ class Outbox:
         self._watch: TailWatch | None = None
 
     def take(self) -> Pieces | None:
-        """Return the next block, in pieces, or None if there is nothing new.
+        """Return the next block, in pieces, or None if there is nothing new, or nothing yet.
 
         Raises:
             DamageError: the files are not what was written; nothing behind this place can be sent.
         """
         wanted = self._next_wanted()
-        if wanted is not None or not self._tail_may_hold_more():
+        if wanted is not None or not self._has_to_copy_the_tail():
             return wanted
         tail = copy_tail(self._tail_path, self.client_id, self.sequence)
         wanted = self._next_wanted()  # it may have rolled before it was copied
@@ -93,14 +96,18 @@ class Outbox:
         self.sequence = newest.end_sequence
         return newest.block(self.client_id)
 
-    def _tail_may_hold_more(self) -> bool:
-        """Tell whether the tail has to be copied."""
-        if self._watch is not None and not self._watch.may_hold(self.sequence):
+    def _has_to_copy_the_tail(self) -> bool:
+        self.holds_back = False
+        slot = None if self._watch is None else self._watch.slot_of(self.sequence)
+        if self._watch is None or slot is None:
+            self._watch = None
+            with suppress(FileNotFoundError):
+                self._watch = TailWatch(self._tail_path, self.client_id)
+            return True
+        if not self._watch.holds(slot):
             return False
-        self._watch = None
-        with suppress(FileNotFoundError):
-            self._watch = TailWatch(self._tail_path, self.client_id)
-        return True
+        self.holds_back = self._watch.full_in_s() < _SOON_S
+        return not self.holds_back
 
     def remove(self) -> None:
         """Delete the client's files, after everything was received."""
@@ -148,12 +155,12 @@ class Outbox:
             file = self._open()
             if file is None:
                 return None
-            found = whole_block(file.number, self._offset, self.client_id)
+            found = self._whole_block(file)
             if found is None:
                 size_bytes = os.fstat(file.number).st_size
                 following = find_header(file.number, self._offset + ALIGNMENT, size_bytes, self.client_id)
                 # Where something stands behind it, what was being written a moment ago is whole by now.
-                found = None if following is None else whole_block(file.number, self._offset, self.client_id)
+                found = None if following is None else self._whole_block(file)
             if found is not None:
                 self._offset += found[0].block_bytes
                 self._note(found[0])
@@ -165,6 +172,18 @@ class Outbox:
                 self._sent.clear()
             else:
                 return None
+
+    def _whole_block(self, file: Descriptor) -> tuple[BlockHeader, bytes] | None:
+        """Return the block where the reading stands, or None where there is no whole one."""
+        header = read_header(file.number, self._offset)
+        if (
+            header is not None
+            and header.client_id == self.client_id
+            and header.kind == KIND_EVENTS
+            and header.end_sequence <= self.sequence
+        ):
+            return header, b""  # its events were sent when they were in the tail
+        return whole_block(file.number, self._offset, self.client_id)
 
     def _note(self, header: BlockHeader) -> None:
         """Note where a block ends, for `reclaim`; the first of a segment is kept, and a goodbye while it is the last."""

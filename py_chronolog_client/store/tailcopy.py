@@ -6,8 +6,10 @@ tail") and is checked afterwards: if the tail was recycled meanwhile, it is made
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import time
 
 import numpy as np
 
@@ -109,7 +111,10 @@ def copy_tail(path: str, client_id: int, known_end: int = -1) -> TailCopy | None
 
 
 class TailWatch:
-    """Tells at the price of three system calls that a tail holds nothing new, so that it need not be copied."""
+    """Tells at the price of three system calls that a tail holds nothing new, so that it need not be copied.
+
+    Whoever wants its events as a block learns also how soon the writer makes one.
+    """
 
     def __init__(self, path: str, client_id: int) -> None:
         """Watch the tail at `path`.
@@ -120,15 +125,31 @@ class TailWatch:
         """
         self._file = Descriptor(path)
         self._header, _ = _header(self._file, client_id)
+        self._seen_at_s, self._seen_end = time.monotonic(), -1
 
-    def may_hold(self, sequence: int) -> bool:
-        """Tell whether the event with this number, or one behind it, may be in the tail, or the tail is another by now."""
+    def slot_of(self, sequence: int) -> int | None:
+        """Return the slot of an event that is there or may come; None if that is elsewhere, or the tail another."""
         if not os.fstat(self._file.number).st_nlink:
-            return True
+            return None
         slot = sequence - int.from_bytes(_read(self._file, 8, TAIL_STATE_OFFSET), "little")
-        if not 0 <= slot < self._header.capacity:
-            return True
+        return slot if 0 <= slot < self._header.capacity else None
+
+    def holds(self, slot: int) -> bool:
+        """Tell whether there is an event in a slot."""
         return any(_read(self._file, 8, self._header.ends_offset + 8 * slot))
+
+    def full_in_s(self) -> float:
+        """Return how soon the tail is full if the writer goes on as since this was asked last; inf: nobody knows."""
+        header, now_s = self._header, time.monotonic()
+        base, ends, _ = _extent(self._file, header)
+        before_s, before = self._seen_at_s, self._seen_end
+        self._seen_at_s, self._seen_end = now_s, base + len(ends)
+        grown = self._seen_end - before
+        if before < 0 or grown <= 0 or not len(ends):
+            return math.inf
+        used = (int(ends[-1]) - header.payload_offset) / (header.tail_bytes - header.payload_offset)
+        room = len(ends) / max(used, len(ends) / header.capacity) - len(ends)
+        return room / grown * (now_s - before_s)
 
 
 def _header(file: Descriptor, client_id: int) -> tuple[TailHeader, bool]:

@@ -25,6 +25,8 @@ MAX_HEAD_BYTES = 2 * 2**20
 MAX_BODY_BYTES = padded(HEADER_BYTES + 16 * MAX_BLOCK_EVENTS + MAX_PAYLOAD_BYTES)
 """Largest body afterwards: a block."""
 
+_TLS = 0x0316
+"""How TLS begins, read as a number."""
 _FIRST_BYTES = 8 * 2**20
 """Memory that is taken for a part of a frame before any of it has come: a page, or all but the largest blocks, at once."""
 
@@ -145,6 +147,8 @@ class FrameDecoder:
 
 def _problem(head_bytes: int, body_bytes: int, limits: Limits) -> str | None:
     if not 0 < head_bytes <= limits.head_bytes:
+        if head_bytes & 0xFFFF == _TLS:
+            return "a greeting of TLS, which is not spoken here"
         return f"a message head of {head_bytes} bytes is not between 1 and {limits.head_bytes}"
     if body_bytes > limits.body_bytes:
         return f"a message body of {body_bytes} bytes is over the limit of {limits.body_bytes}"

@@ -47,13 +47,16 @@ SERVICE_NAME = "service"
 
 
 class Identity(NamedTuple):
-    """Who speaks, and the secret that proves it."""
+    """Who speaks, the secret that proves it, and to whom."""
 
     name: str
     secret: bytes
+    trusted: str = ""
+    """Certificates in PEM, one of which every service must have; "": there is no TLS."""
 
 
 _REFUSAL = "unknown name or wrong secret: look into the token files of both sides"
+_REFUSAL_WITH_TLS = f"{_REFUSAL}; or the connection goes through somebody with another certificate"
 
 
 class ClientHandshake:
@@ -115,7 +118,7 @@ class ServiceHandshake:
 
         Args:
             service: what this is: "visor", "keeper", ...
-            tokens: name -> secret.
+            tokens: name -> secret; is asked when the client has said its name.
             binding: what the connection is; both sides see the same.
         """
         self.name: str | None = None
@@ -157,7 +160,7 @@ class ServiceHandshake:
         secret = self._tokens.get(self._hello.name, nobodys)
         expected = _mac(b"client", secret, self._hello, self._challenge, self._binding)
         if not hmac.compare_digest(expected, proof.mac):
-            raise NotAuthorizedError(_REFUSAL)
+            raise NotAuthorizedError(_REFUSAL_WITH_TLS if self._binding else _REFUSAL)
         self.name = self._hello.name
         words = b"service " + self._service.encode()
         return Welcome(_mac(words, secret, self._hello, self._challenge, self._binding), self._service)

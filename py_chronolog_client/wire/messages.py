@@ -186,6 +186,8 @@ class Acquired(Message):
     """The story's: another story that has its name later has another."""
     keeper_host: str
     keeper_port: Port
+    ticket: bytes
+    """For Open: that this visor has allowed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,8 @@ class Locate(Message):
 
     chronicle: str
     story: str
+    reader: str
+    """Who is to read them, and must be allowed to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +249,8 @@ class Open(Message):
     client_id: int
     durable: bool
     """Whether acknowledged events must survive a power cut."""
+    ticket: bytes
+    """From Acquired; services need none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,6 +404,27 @@ class Follow(Message):
     uid: int
     cursor: bytes
     timeout_ms: Milliseconds
+
+
+# -- to any service --
+
+
+@dataclass(frozen=True, slots=True)
+class ReadCounters(Message):
+    """Services only. Answered with Counters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters(Message):
+    """What a service has counted, by name; which names there are is not part of the protocol."""
+
+    names: list[str]
+    now: bytes
+    """One u64 for each name."""
+    before: bytes
+    """The same, as they were a while ago."""
+    interval_ms: Milliseconds
+    """How long ago that was."""
 
 
 M = TypeVar("M", bound=Message)

@@ -15,6 +15,8 @@ from py_chronolog_client.engine.base import Writer, WriterOptions
 from py_chronolog_client.engine.remote import RemoteEngine
 from py_chronolog_client.errors import AcquiredError
 from py_chronolog_client.identity import new_client_id
+from py_chronolog_client.tokens import new_secret, write_tokens
+from py_chronolog_client.wire.handshake import SERVICE_NAME
 from tests.store.writing import seeded
 from tests.support import processes
 from tests.support.counts import soak
@@ -73,7 +75,7 @@ def run_client(deployment: Deployment, end: str, meanwhile: str = "") -> int:
     code = PROGRAM.format(port=port, chronicle=CHRONICLE, story=STORY, meanwhile=meanwhile, end=end)
     argv = [sys.executable, "-B", *python_argv("-c", code)]
     done = processes.run(argv, timeout=60, env=deployment.environment())
-    assert "Traceback" not in done.stderr, processes.describe(done)
+    assert "Traceback" not in done.stderr or "KeyboardInterrupt" in done.stderr, processes.describe(done)
     return done.returncode
 
 
@@ -106,6 +108,27 @@ def test_a_program_that_ends_without_a_word_has_shipped_everything(
     assert not spooled(deployment)
 
 
+@pytest.mark.parametrize(
+    ("prepare", "number", "code", "is_shipped"),
+    [
+        ("pass", signal.SIGTERM, -signal.SIGTERM, False),
+        ("signal.signal(signal.SIGTERM, lambda *anything: exit(7))", signal.SIGTERM, 7, True),
+        ("pass", signal.SIGINT, -signal.SIGINT, True),
+        ("import atexit; atexit.register(os._exit, 5)", signal.SIGINT, 5, False),
+    ],
+    ids=["killed", "exits", "interrupted", "without a goodbye"],
+)
+def test_what_a_signal_leaves_to_others_and_what_not(
+    deployment: Deployment, engine: RemoteEngine, prepare: str, number: int, code: int, is_shipped: bool
+) -> None:
+    """Whoever ends as Python ends ships what he has; what others leave is shipped by `chronolog drain`."""
+    assert run_client(deployment, f"os.kill(os.getpid(), {int(number)})", prepare) == code
+    assert not (is_shipped and spooled(deployment))
+    assert run_drain(deployment, 30.0) == (0, "")
+    assert not spooled(deployment)
+    assert len(records(engine)) == 20_000
+
+
 def test_nobody_waits_for_a_keeper_that_is_away(deployment: Deployment, engine: RemoteEngine) -> None:
     writer = open_writer(engine)
     writer.log_event("before")
@@ -119,6 +142,31 @@ def test_nobody_waits_for_a_keeper_that_is_away(deployment: Deployment, engine: 
     assert writer.flush() == 1001
     assert writer.statistics().backlog == 0
     assert records(engine) == [b"before", *(b"%d" % number for number in range(1000))]
+    writer.close()
+
+
+@pytest.mark.timeout(120)
+def test_who_is_not_let_in_for_a_while_and_whose_ticket_is_of_no_use_any_more_goes_on(
+    deployment: Deployment, engine: RemoteEngine
+) -> None:
+    """The services come back with another secret, and at first without the client's name."""
+    writer = open_writer(engine)
+    writer.log_event("before")
+    assert writer.flush() == 1
+    for role in reversed(deployment.roles):
+        role.kill()
+    services = {SERVICE_NAME: new_secret()}
+    deployment.tokens.unlink()
+    write_tokens(deployment.tokens, services)
+    for role in (*deployment.keepers, deployment.visor):  # a keeper is asked with the old ticket first
+        role.start()
+    writer.log_event("between")
+    assert writer.flush(timeout_s=1.0) == 1
+    deployment.tokens.unlink()
+    write_tokens(deployment.tokens, services | dict([deployment.identity[:2]]))
+    writer.log_event("after")
+    assert writer.flush() == 3
+    assert writer.statistics().lost == {}
     writer.close()
 
 

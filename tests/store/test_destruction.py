@@ -75,7 +75,8 @@ def test_a_replay_of_a_story_that_is_destroyed_and_made_anew_meanwhile(engine: E
             found, report = scan(engine)
         except NotFoundError:
             return
-    assert (found, report.damages) == ([], []), "its inode was used again: it is empty, not damaged"
+    assert found in ([], [b"of 3"]), "its inode was used again: it is the new story, or empty"
+    assert not report.damages
 
 
 def test_a_client_that_gives_up_meanwhile_is_no_damage(engine: EmbeddedEngine) -> None:

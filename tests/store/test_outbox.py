@@ -269,6 +269,34 @@ def test_what_a_clock_has_learned_is_shipped_although_events_behind_it_were_ship
         assert receiver.kinds[-1] == "clock"
 
 
+def test_a_tail_that_is_full_soon_is_held_back_until_it_is_a_block_or_the_writer_pauses(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "_SOON_S", 3600.0)
+    receiver = Receiver()
+    with connect(tmp_path / "store", client_id=CLIENT_ID) as client:
+        handle = acquire(client)
+        outbox = Outbox(story_directory(tmp_path / "store"), CLIENT_ID)
+
+        def sent_after(events: int) -> tuple[int, bool]:
+            for _ in range(events):
+                assert handle.log_event("x" * 100)
+            drain(outbox, receiver)
+            return receiver.sequence, outbox.holds_back
+
+        assert sent_after(10) == (10, False)
+        assert sent_after(10) == (20, False), "nobody knows yet how fast it fills"
+        assert sent_after(1000) == (20, True)
+        assert sent_after(1000) == (20, True)
+        assert sent_after(0) == (2020, False), "it does not fill any more"
+        assert sent_after(1) == (2020, True)
+        sequence, holds_back = sent_after(8000)
+        assert 2021 < sequence < 10_021
+        assert holds_back, "the block was sent, and what is behind it was not"
+    drain(outbox, receiver)
+    assert (receiver.sequence, outbox.ended, outbox.holds_back) == (10_021, True, False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("round_number", range(soak(2, 50)))
 def test_blocks_that_are_being_written_are_waited_for(tmp_path: pathlib.Path, round_number: int) -> None:

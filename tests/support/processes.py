@@ -21,8 +21,8 @@ TOKEN_NAME = "CHRONOLOG_TEST_RUN"
 TERM_GRACE_S = 3.0
 KILL_GRACE_S = 10.0
 
-# Set by an enclosing MPI launcher or Slurm step, they would make the ranks join that job instead of ours.
-FOREIGN_JOB = ("PMI_", "PMIX_", "OMPI_COMM", "SLURM_")
+# Set by an enclosing MPI launcher, Slurm step or pytest, they would make a child join that one instead of ours.
+FOREIGN_JOB = ("PMI_", "PMIX_", "OMPI_COMM", "SLURM_", "PYTEST_")
 
 # One thread per rank, and an Open MPI that runs as root on fewer cores than ranks, without noise.
 DEFAULTS = {
@@ -59,7 +59,7 @@ def tail(stdout: str, stderr: str, limit: int = 8000) -> str:
 
 
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return this process's environment without a foreign MPI job, with this checkout importable.
+    """Return this process's environment without a foreign MPI job or test run, with this checkout importable.
 
     Output is buffered by lines or more, whatever PYTHONUNBUFFERED says here: ranks share one pipe, and
     unbuffered, the words of their lines mix.

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-KNOWN = frozenset({"mpi", "namespaces", "slurm", "strace"})
+KNOWN = frozenset({"mpi", "namespaces", "openssl", "slurm", "strace"})
 
 
 def required() -> frozenset[str]:

@@ -111,7 +111,8 @@ class Deployment:
         directory.mkdir()
         self.tokens = directory / "tokens"
         self.identity = identity or Identity(USER, new_secret())
-        write_tokens(self.tokens, {SERVICE_NAME: new_secret(), USER: self.identity.secret})
+        self.services = Identity(SERVICE_NAME, new_secret())
+        write_tokens(self.tokens, dict([self.services[:2], self.identity[:2]]))
         self.roles: list[Role] = []
         self.visor = self.start("visor", "--grace", GRACE_S)
         self.grapher = self.start("grapher", *self._visor(), "--node", "n0") if grapher else None

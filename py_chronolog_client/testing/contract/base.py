@@ -48,6 +48,11 @@ def rows_of(pages: Iterable[Page]) -> list[Row]:
     return rows
 
 
+def without_owner(attributes: Mapping[str, str]) -> dict[str, str]:
+    """Return attributes without the owner that an engine may add."""
+    return {name: text for name, text in attributes.items() if name != "owner"}
+
+
 @dataclass
 class Probe:
     """One story of the engine under test, and short ways to write and read it.

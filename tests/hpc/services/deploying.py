@@ -17,9 +17,10 @@ from py_chronolog_client.tokens import new_secret, write_tokens
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 from tests.support import processes
+from tests.support.certificates import Certificate
 
 DEADLINE_S = 20.0
-ALICE, BOB = "alice", "bob"
+ALICE, BOB, CAROL, DAVE = USERS = "alice", "bob", "carol", "dave"
 CHRONICLE, STORY = "c", "s"
 
 T = TypeVar("T")
@@ -102,15 +103,18 @@ class ServiceProcess:
 
 
 class Deployment:
-    """A visor and keepers, restarted in their directories and at their ports, with the tokens of two users."""
+    """A visor and keepers, restarted in their directories and at their ports, with the tokens of some users."""
 
-    def __init__(self, directory: pathlib.Path, grace_s: float = 10.0) -> None:
+    def __init__(
+        self, directory: pathlib.Path, grace_s: float = 10.0, certificate: Certificate | None = None
+    ) -> None:
         directory.mkdir(exist_ok=True)
         self.directory = directory
         self.tokens = directory / "tokens"
-        self.secrets = {name: new_secret() for name in (SERVICE_NAME, ALICE, BOB)}
+        self.secrets = {name: new_secret() for name in (SERVICE_NAME, *USERS)}
         write_tokens(self.tokens, self.secrets)
         self.grace_s = grace_s
+        self.certificate = certificate
         self.running: list[ServiceProcess] = []
         self.connections: list[Connection] = []
         self.visor_port = 0
@@ -142,22 +146,36 @@ class Deployment:
         )
         return self._start("keeper", *arguments, env=env, prefix=prefix)
 
+    def start_grapher(self) -> ServiceProcess:
+        visor = ("--visor", f"127.0.0.1:{self.visor_port}")
+        return self._start("grapher", "--directory", self.directory / "grapher", "--node", "n0", *visor)
+
+    def start_player(self) -> ServiceProcess:
+        return self._start("player", "--visor", f"127.0.0.1:{self.visor_port}")
+
     def store(self, node: str = "n0") -> pathlib.Path:
         return self.directory / f"keeper-{node}"
 
     def _start(self, role: str, *arguments: object, **options: Any) -> ServiceProcess:
-        service = ServiceProcess(role, "--tokens", self.tokens, *arguments, **options)
+        tls = () if self.certificate is None else ("--tls", self.certificate.with_key)
+        service = ServiceProcess(role, "--tokens", self.tokens, *tls, *arguments, **options)
         self.running.append(service)
         return service
 
     def at(self, port: int) -> ServiceProcess:
-        """Return the service that listens at a port."""
-        return next(service for service in self.running if service.address.port == port)
+        """Return the service that listens at a port; the visor may know of it before the test does."""
+        return until(
+            lambda: next((service for service in self.running if service.address.port == port), None)
+        )
 
     def connect(self, service: ServiceProcess, name: str = ALICE) -> Connection:
-        connection = Connection(service.address, Identity(name, self.secrets[name]), service.role)
+        connection = Connection(service.address, self.identity(name), service.role)
         self.connections.append(connection)
         return connection
+
+    def identity(self, name: str = ALICE) -> Identity:
+        trusted = "" if self.certificate is None else self.certificate.alone
+        return Identity(name, self.secrets[name], trusted)
 
     def close(self) -> None:
         for connection in self.connections:
@@ -169,9 +187,11 @@ class Deployment:
 
 
 @contextlib.contextmanager
-def deployed(directory: pathlib.Path, *nodes: str, grace_s: float = 10.0) -> Iterator[Deployment]:
+def deployed(
+    directory: pathlib.Path, *nodes: str, grace_s: float = 10.0, certificate: Certificate | None = None
+) -> Iterator[Deployment]:
     """Run a visor, and a keeper for each node."""
-    deployment = Deployment(directory, grace_s)
+    deployment = Deployment(directory, grace_s, certificate)
     try:
         deployment.start_visor()
         for node in nodes:
@@ -223,7 +243,7 @@ def open_stream(
     durable: bool = False,
     story: str = STORY,
 ) -> messages.Opened:
-    request = messages.Open(stream, acquired.uid, CHRONICLE, story, client_id, durable)
+    request = messages.Open(stream, acquired.uid, CHRONICLE, story, client_id, durable, acquired.ticket)
     return connection.ask(request, messages.Opened)
 
 

@@ -102,10 +102,10 @@ def test_a_whole_file(tmp_path: Path) -> None:
         draining=Address("127.0.0.1", 3333),
         query=Address("127.0.0.1", 5557),
         logs={
-            "visor": Log("debug", Path("visor.log")),
-            "keeper": Log("warning", Path("/var/log/chronolog/keeper.log")),
-            "grapher": Log("debug", Path("grapher.log")),
-            "player": Log("off", None),
+            "visor": Log("debug", Path("visor.log"), 1048576, 3),
+            "keeper": Log("warning", Path("/var/log/chronolog/keeper.log"), 1048576, 3),
+            "grapher": Log("debug", Path("grapher.log"), 1048576, 3),
+            "player": Log("off", None, 1048576, 3),
         },
         story_files={"keeper": Path("/scratch/stories")},
         notes=(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -85,6 +86,31 @@ def test_a_problem_in_a_log_is_told(shared: Up) -> None:
         wait_until(lambda: re.search(rf"visor: WARNING {re.escape(host)}:{port}", shared.err))
     assert f"{host}:{port}" in (shared.directory / "log" / "visor.log").read_text()
     assert " INFO " not in shared.err
+
+
+def test_a_log_that_is_moved_away_or_full_is_told_of_all_the_same(tmp_path: Path) -> None:
+    bounded = {"monitor": {"type": "file", "file": "v.log", "filesize": 2000, "filenum": 2}}
+    (tmp_path / "conf.json").write_text(json.dumps({"chrono_visor": {"Monitoring": bounded}}))
+    with up(tmp_path / "deployment", *FREE, "--config", tmp_path / "conf.json") as started:
+        logs, visor = started.directory / "log", started.find(VISOR)
+
+        def be_rude(times: int = 1) -> str:
+            for _ in range(times):
+                with socket.create_connection((visor.host, visor.port)) as stranger:
+                    name = "{}:{}".format(*stranger.getsockname())
+                    stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                    while stranger.recv(1000):
+                        pass
+            wait_until(lambda: name in started.err)
+            return name
+
+        be_rude()
+        (logs / "v.log").rename(logs / "moved")
+        assert be_rude() in (logs / "v.log").read_text()
+        be_rude(50)
+        assert (logs / "v.log.2").exists()
+        assert all(path.stat().st_size < 2500 for path in logs.glob("v.log*"))
+        assert not (logs / "v.log.3").exists()
 
 
 # -- its end --

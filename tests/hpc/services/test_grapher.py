@@ -451,7 +451,7 @@ def hand_over(
     seal: bool = True,
 ) -> messages.Message:
     """Send a segment of a client; return the last answer."""
-    connection.send(messages.Open(1, uid, chronicle, STORY, client_id, True))
+    connection.send(messages.Open(1, uid, chronicle, STORY, client_id, True, b""))
     answer, _ = connection.receive(time.monotonic() + PATIENCE_S)
     if isinstance(answer, messages.Opened):
         for block in blocks:
@@ -480,7 +480,7 @@ def test_a_segment_is_taken_whole_or_not_at_all(
         assert files_at(grapher_of(deployment), chronicle) == []
     end = len(client.events)
     assert hand_over(second, chronicle, uid, blocks) == messages.Ack(1, end)
-    second.send(messages.Open(1, uid, chronicle, STORY, 1, True))
+    second.send(messages.Open(1, uid, chronicle, STORY, 1, True, b""))
     assert second.receive(time.monotonic() + PATIENCE_S)[0] == messages.Opened(1, end, False)
     assert events_at(grapher_of(deployment), chronicle) == end
     late = list(Client(2, 2, 3).blocks_from(0, has_client=False))

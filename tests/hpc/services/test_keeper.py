@@ -61,7 +61,7 @@ def new_stream(
 
 
 def reader_of(deployment: Deployment) -> RemoteReader:
-    return RemoteReader(lambda: deployment.connect(deployment.running[1]))
+    return RemoteReader(lambda: deployment.connect(deployment.running[1], SERVICE_NAME))
 
 
 class Sender(threading.Thread):
@@ -192,7 +192,8 @@ def test_a_block_on_no_stream_and_a_foreign_client(deployment: Deployment) -> No
     connection.send(messages.Block(1), [independent.client_record(5)])
     refused, _ = connection.receive(time.monotonic() + DEADLINE_S)
     assert isinstance(refused, messages.Refused)
-    connection.send(messages.Open(2, acquired.uid, CHRONICLE, "foreign", 2**63, False))
+    connection = deployment.connect(deployment.running[1], SERVICE_NAME)
+    connection.send(messages.Open(2, acquired.uid, CHRONICLE, "foreign", 2**63, False, b""))
     refused, _ = connection.receive(time.monotonic() + DEADLINE_S)
     assert isinstance(refused, messages.Refused)
     assert refused.code == ErrorCode.CL_ERR_INVALID_ARG
@@ -358,7 +359,7 @@ def test_services_may_be_started_in_any_order(tmp_path: pathlib.Path) -> None:
         until(lambda: all(f"the keeper of {node} is at" in deployment.visor.log for node in ("n0", "n1")))
         again = until_acquired(visor, 1)
         assert again.uid == first.uid
-        located = service.ask(messages.Locate(CHRONICLE, STORY), messages.Located)
+        located = service.ask(messages.Locate(CHRONICLE, STORY, SERVICE_NAME), messages.Located)
         assert located.keepers == [f"{again.keeper_host}:{again.keeper_port}"]
 
 

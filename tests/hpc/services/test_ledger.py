@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from chronolog_hpc.services import ledger as ledgers
-from chronolog_hpc.services.ledger import ARCHIVE, LEDGER, Debt, Ledger, Story
+from chronolog_hpc.services.ledger import ARCHIVE, LEDGER, Debt, Home, Ledger, Story
 from py_chronolog_client.store.root import StoreRoot
 
 ONE, OTHER, ELSEWHERE = Story("c", "s"), Story("c", "t"), Story("d", "s")
@@ -20,10 +20,10 @@ def root(tmp_path: pathlib.Path) -> StoreRoot:
 
 
 def fill(ledger: Ledger) -> None:
-    ledger.note_acquired(ONE, 1, "n0", 10)
-    ledger.note_acquired(ONE, 2, "n1", 10)
-    ledger.note_acquired(OTHER, 3, "n0", 11)
-    ledger.note_acquired(ELSEWHERE, 2**63 - 1, "n1", 12)
+    ledger.note_acquired(ONE, 1, Home("n0", "ada"), 10)
+    ledger.note_acquired(ONE, 2, Home("n1", "ada"), 10)
+    ledger.note_acquired(OTHER, 3, Home("n0", "ada"), 11)
+    ledger.note_acquired(ELSEWHERE, 2**63 - 1, Home("n1", "ada"), 12)
     ledger.note_released(ONE, 1)
     ledger.note_released(OTHER, 3)
     ledger.note_released(OTHER, 3)
@@ -46,7 +46,8 @@ def test_what_is_saved_is_remembered(root: StoreRoot) -> None:
     fill(ledger)
     asyncio.run(ledger.saved())
     ledger.close()
-    homes = {ONE: {1: "n0", 2: "n1"}, OTHER: {3: "n0"}, ELSEWHERE: {2**63 - 1: "n1"}}
+    n0, n1 = Home("n0", "ada"), Home("n1", "ada")
+    homes = {ONE: {1: n0, 2: n1}, OTHER: {3: n0}, ELSEWHERE: {2**63 - 1: n1}}
     for _ in range(3):
         assert state(reopened(root)) == ({ONE: {2}, ELSEWHERE: {2**63 - 1}}, homes, {}, 12)
 
@@ -60,7 +61,7 @@ def test_who_has_to_forget_what(root: StoreRoot) -> None:
     ledger.note_dropped("n1", Debt("c", "s", 10))
     ledger.note_dropped("n1", Debt("c", "s", 10))
     expected = {"n0": [Debt("c", "s", 10), Debt("c", "", 12)]}
-    assert state(ledger)[1:3] == ({ELSEWHERE: {2**63 - 1: "n1"}}, expected)
+    assert state(ledger)[1:3] == ({ELSEWHERE: {2**63 - 1: Home("n1", "ada")}}, expected)
     asyncio.run(ledger.saved())
     ledger.close()
     assert state(reopened(root)) == state(ledger)
@@ -87,7 +88,7 @@ def test_uids_always_rise(root: StoreRoot, monkeypatch: pytest.MonkeyPatch) -> N
     """Also where the clock is set back while the visor is away, and where the newest story was destroyed."""
     ledger = Ledger(root)
     uid = max(ledger.next_uid() for _ in range(100))
-    ledger.note_acquired(ONE, 1, "n0", uid)
+    ledger.note_acquired(ONE, 1, Home("n0", "ada"), uid)
     ledger.note_destroyed(ONE, uid)
     asyncio.run(ledger.saved())
     ledger.close()
@@ -101,7 +102,7 @@ def test_every_truncation_leaves_what_was_saved_before(root: StoreRoot) -> None:
     path = root.path / LEDGER
     states, sizes = [state(ledger)], [path.stat().st_size]
     for number in range(4):
-        ledger.note_acquired(ONE, number, "n0", number)
+        ledger.note_acquired(ONE, number, Home("n0", "ada"), number)
         asyncio.run(ledger.saved())
         states.append(state(ledger))
         sizes.append(path.stat().st_size)
@@ -130,7 +131,7 @@ def test_a_full_disk_is_told_and_tried_again(root: StoreRoot, monkeypatch: pytes
         patch.setattr(ledgers, "write_whole", full)
         with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
             asyncio.run(ledger.saved())
-    ledger.note_acquired(OTHER, 4, "n0", 13)
+    ledger.note_acquired(OTHER, 4, Home("n0", "ada"), 13)
     asyncio.run(ledger.saved())
     ledger.close()
     assert state(reopened(root)) == state(ledger)
@@ -143,7 +144,7 @@ def test_those_who_wait_share_a_sync(root: StoreRoot, monkeypatch: pytest.Monkey
     monkeypatch.setattr(ledgers.os, "fdatasync", lambda number: (syncs.append(number), real(number)))
 
     async def acquire(number: int) -> None:
-        ledger.note_acquired(ONE, number, "n0", 1)
+        ledger.note_acquired(ONE, number, Home("n0", "ada"), 1)
         await ledger.saved()
 
     async def all_at_once() -> None:

@@ -39,12 +39,12 @@ def test_what_is_no_name_is_said(named: str) -> None:
 def test_what_others_reach_is_accepted_only_when_asked_for() -> None:
     for safe in ("127.0.0.1", "127.3.2.1", "::1"):
         assert is_loopback(safe)
-        require_safe(safe, insecure_network=False)
+        require_safe(safe, is_secured=False)
     for far in ("192.0.2.1", "10.0.0.1", "fd00::2"):
         assert not is_loopback(far)
-        require_safe(far, insecure_network=True)
+        require_safe(far, is_secured=True)
         with pytest.raises(InvalidArgumentError, match=r"read all events.*take over a connection"):
-            require_safe(far, insecure_network=False)
+            require_safe(far, is_secured=False)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

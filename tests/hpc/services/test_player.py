@@ -134,7 +134,8 @@ def write_much(engine: Engine, chronicle: str, events: int = 100_000) -> list[Wr
 
 
 def asking(deployment: Deployment, role: Role) -> RemoteReader:
-    return RemoteReader(lambda: Connection(role.address, deployment.identity, role.role))
+    identity = deployment.services if role.role == "keeper" else deployment.identity
+    return RemoteReader(lambda: Connection(role.address, identity, role.role))
 
 
 def damage(role: Role, client_id: int) -> None:

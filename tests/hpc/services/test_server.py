@@ -111,7 +111,7 @@ def test_garbage_and_sizes_beyond_the_limits_end_the_connection(
     assert is_served(deployment.connect(deployment.visor))
     assert deployment.visor.memory_bytes() < before + 2**24
     assert deployment.visor.terminate() == 0
-    assert f"'rejected': {len(rude)}" in deployment.visor.log
+    assert f"connections_rejected {len(rude)}" in deployment.visor.log
     deployment.start_visor()
 
 

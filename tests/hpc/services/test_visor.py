@@ -26,6 +26,7 @@ from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.handshake import SERVICE_NAME, Identity
 from py_chronolog_client.wire.messages import Message
 from tests.hpc.services.deploying import (
+    ALICE,
     BOB,
     CHRONICLE,
     DEADLINE_S,
@@ -70,11 +71,16 @@ def test_the_catalog(deployment: Deployment) -> None:
     visor = deployment.connect(deployment.visor)
     do(visor, messages.CreateChronicle(CHRONICLE, {"a": "ä"}))
     assert names(visor, messages.ListChronicles()) == [CHRONICLE]
-    assert visor.ask(messages.ChronicleAttributes(CHRONICLE), messages.Attributes).attributes == {"a": "ä"}
+    assert visor.ask(messages.ChronicleAttributes(CHRONICLE), messages.Attributes).attributes == {
+        "a": "ä",
+        "owner": ALICE,
+    }
     assert names(visor, messages.ListStories(CHRONICLE)) == []
     acquired = until_acquired(visor, 7)
     assert names(visor, messages.ListStories(CHRONICLE)) == [STORY]
-    assert visor.ask(messages.StoryAttributes(CHRONICLE, STORY), messages.Attributes).attributes == {}
+    assert visor.ask(messages.StoryAttributes(CHRONICLE, STORY), messages.Attributes).attributes == {
+        "owner": ALICE
+    }
     assert acquired == acquire(visor, 7), "acquiring twice is acquiring once"
     for request, error in (
         (messages.CreateChronicle(CHRONICLE, {}), ChronicleExistsError),
@@ -89,7 +95,7 @@ def test_the_catalog(deployment: Deployment) -> None:
         (messages.Acquire(CHRONICLE, STORY, {}, 2**63, "", 0), InvalidArgumentError),
         (messages.Acquire(CHRONICLE, "x", {"Retention": "soon"}, 7, "", 0), InvalidArgumentError),
         (messages.CreateChronicle("x", {"TieringPolicy": "warm"}), InvalidArgumentError),
-        (messages.Locate(CHRONICLE, STORY), NotAuthorizedError),
+        (messages.Locate(CHRONICLE, STORY, ALICE), NotAuthorizedError),
         (messages.Register("keeper", "n1", "127.0.0.1", 1), NotAuthorizedError),
     ):
         with pytest.raises(error):
@@ -143,19 +149,20 @@ def test_a_restart_keeps_everything(tmp_path: pathlib.Path) -> None:
         do(visor, messages.CreateChronicle(CHRONICLE, {"k": "v"}))
         service = deployment.connect(deployment.visor, SERVICE_NAME)
         acquired = {number: until_acquired(visor, number) for number in (10, 11, 12)}
-        located = service.ask(messages.Locate(CHRONICLE, STORY), messages.Located)
+        located = service.ask(messages.Locate(CHRONICLE, STORY, ALICE), messages.Located)
         do(visor, messages.Release(CHRONICLE, STORY, 12))
         deployment.visor.kill()
         deployment.start_visor()
         visor = deployment.connect(deployment.visor)
         assert visor.ask(messages.ChronicleAttributes(CHRONICLE), messages.Attributes).attributes == {
-            "k": "v"
+            "k": "v",
+            "owner": ALICE,
         }
         with pytest.raises(AcquiredError):
             do(visor, messages.DestroyStory(CHRONICLE, STORY))
         assert until_acquired(visor, 10) == acquired[10]
         service = deployment.connect(deployment.visor, SERVICE_NAME)
-        assert service.ask(messages.Locate(CHRONICLE, STORY), messages.Located) == located
+        assert service.ask(messages.Locate(CHRONICLE, STORY, ALICE), messages.Located) == located
         until(lambda: "client 000000000000000b has lost the story" in deployment.visor.log)
         assert "client 000000000000000a has lost" not in deployment.visor.log
         assert acquire(visor, 12) == acquired[12], "it has events at a keeper"
@@ -200,14 +207,17 @@ def test_which_keeper(tmp_path: pathlib.Path) -> None:
         do(visor, messages.Release(CHRONICLE, STORY, 0))
         assert acquire(visor, 0, host="n0").keeper_port == n1.port
         service = deployment.connect(deployment.visor, SERVICE_NAME)
-        located = service.ask(messages.Locate(CHRONICLE, STORY), messages.Located)
+        located = service.ask(messages.Locate(CHRONICLE, STORY, ALICE), messages.Located)
         assert located.keepers == [str(n0), str(n1)]
         deployment.running[2].kill()
         until(lambda: "the keeper of n1 at" in deployment.visor.log)
         do(visor, messages.Release(CHRONICLE, STORY, 0))
         with pytest.raises(NoKeepersError, match="n1"):
             acquire(visor, 0, host="n0")
-        assert service.ask(messages.Locate(CHRONICLE, STORY), messages.Located).keepers == [str(n0), "n1:0"]
+        assert service.ask(messages.Locate(CHRONICLE, STORY, ALICE), messages.Located).keepers == [
+            str(n0),
+            "n1:0",
+        ]
 
 
 @pytest.mark.parametrize("away", [False, True])
@@ -290,9 +300,9 @@ def test_the_grapher_is_named_and_forgets_what_is_destroyed(tmp_path: pathlib.Pa
         request = messages.Acquire(CHRONICLE, STORY, {"a": "story's"}, 1, "", 0)
         until_acquired(visor, 1, "other")
         uid = visor.ask(request, messages.Acquired).uid
-        located = service.ask(messages.Locate(CHRONICLE, STORY), messages.Located)
+        located = service.ask(messages.Locate(CHRONICLE, STORY, ALICE), messages.Located)
         assert located.grapher == ""
-        assert located.attributes == {"TieringPolicy": "Hot", "a": "story's"}
+        assert located.attributes == {"TieringPolicy": "Hot", "a": "story's", "owner": ALICE}
 
         def register() -> Connection:
             grapher = deployment.connect(deployment.visor, SERVICE_NAME)
@@ -301,11 +311,11 @@ def test_the_grapher_is_named_and_forgets_what_is_destroyed(tmp_path: pathlib.Pa
 
         grapher = register()
         assert grapher.receive(time.monotonic() + DEADLINE_S)[0] == messages.Done()
-        located = service.ask(messages.Locate(CHRONICLE, STORY), messages.Located)
+        located = service.ask(messages.Locate(CHRONICLE, STORY, ALICE), messages.Located)
         assert (located.grapher, located.keepers) == ("127.0.0.1:9", [str(deployment.running[1].address)])
         grapher.close()
         until(lambda: "the grapher of n0 at" in deployment.visor.log)
-        assert service.ask(messages.Locate(CHRONICLE, STORY), messages.Located).grapher == "n0:0"
+        assert service.ask(messages.Locate(CHRONICLE, STORY, ALICE), messages.Located).grapher == "n0:0"
         do(visor, messages.Release(CHRONICLE, STORY, 1))
         do(visor, messages.DestroyStory(CHRONICLE, STORY))
         deployment.visor.kill()
@@ -328,14 +338,14 @@ def test_a_keeper_asked_with_another_uid_forgets_the_older_story(deployment: Dep
     open_stream(stream, acquired, 1)
     blocks = list(Client(1, 1, 3).blocks_from(0, has_client=False))
     ship(stream, 1, blocks[0])
-    newer = messages.Acquired(acquired.uid + 5, *keeper.address)
-    other = deployment.connect(keeper)
+    newer = messages.Acquired(acquired.uid + 5, *keeper.address, b"")
+    other = deployment.connect(keeper, SERVICE_NAME)
     assert open_stream(other, newer, 2) == messages.Opened(1, 0, True)
     stream.send(messages.Block(1), [blocks[1]])
     refused, _ = stream.receive()
     assert isinstance(refused, messages.Refused)
     assert refused.code == NotFoundError.code, refused
-    stream.send(messages.Open(1, acquired.uid, CHRONICLE, STORY, 1, False))
+    stream.send(messages.Open(1, acquired.uid, CHRONICLE, STORY, 1, False, acquired.ticket))
     refused, _ = stream.receive()
     assert isinstance(refused, messages.Refused)
     assert refused.code == NotFoundError.code, refused
