@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import visibility, workloads
-from benchmarks.network import Running, crowd, deployment, idle_shares, latencies, sink
+from benchmarks.network import Running, archive, crowd, deployment, idle_shares, latencies, sink
 
 
 @dataclass(frozen=True)
@@ -282,10 +282,10 @@ _CLIENTS, _PROCESSES = 200, 8
 
 
 def network(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
-    """Measure a visor, a keeper and a player on this machine: taking in, the cost of log_event, freshness, replay."""
-    events = 2 * sizes.events
+    """Measure a deployment on this machine: replay, taking in, the cost of log_event, freshness."""
     with deployment(scratch) as running:
         place = running.place
+        yield from _replayed(sizes, scratch, place)
         yield from _taken_in(sizes, place)
         yield Figure("log_event, deployment / store", _cost_of_shipping(sizes, scratch, place), 1.2, "x")
         yield from _slowest_calls(sizes, scratch, place)
@@ -293,11 +293,23 @@ def network(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
         found = visibility.quantiles(delays_ns)
         note = f"p50 {found['p50'] / 1e6:.1f}, max {found['max'] / 1e6:.1f} ms, {len(delays_ns)} events"
         yield Figure("visible through the network, p99", [found["p99"] / 1e6], 20, "ms", note=note)
-        runs = [_first_replay(Path(place), "taken-0") for _ in range(sizes.rounds)]
-        rates = [run["events"] / run["columns_s"] for run in runs]
-        note = f"{_number(events)} events of 2 clients, records included"
-        yield Figure("replay through the player", rates, 3e6, "events/s", at_least=True, note=note)
         yield from _many_and_idle(sizes, running)
+
+
+def _replayed(sizes: Sizes, scratch: Path, place: str) -> Iterator[Figure]:
+    """Measure replays of what the grapher has, in segments and in a chunk, in turn."""
+    events = 2 * sizes.events
+    archive(scratch, place, events)
+    rates: dict[str, list[float]] = {"segments": [], "chunks": []}
+    for _ in range(sizes.rounds):
+        for story, found in rates.items():
+            run = _first_replay(Path(place), story)
+            found.append(run["events"] / run["columns_s"])
+    note = f"{_number(events)} events of 2 clients, from the grapher's segments, records included"
+    yield Figure("replay through the player", rates["segments"], 3e6, "events/s", at_least=True, note=note)
+    ratios = [chunks / segments for segments, chunks in zip(*rates.values(), strict=True)]
+    note = f"{_spread(rates['chunks'])} events/s from a chunk"
+    yield Figure("the same, chunk / segments", ratios, None, "x", note=note)
 
 
 def _taken_in(sizes: Sizes, place: str) -> Iterator[Figure]:

@@ -17,6 +17,9 @@ from unittest import mock
 
 from benchmarks import workloads
 
+_ARCHIVE_S = 600.0
+_STUB_BYTES = 4096
+
 
 class Running(NamedTuple):
     """A deployment.
@@ -32,7 +35,7 @@ class Running(NamedTuple):
 
 @contextmanager
 def deployment(scratch: Path, *, tls: bool = False) -> Iterator[Running]:
-    """Run visor, keeper and player."""
+    """Run visor, keeper, grapher and player."""
     directory = scratch / "deployment"
     variables = {
         "CHRONOLOG_TOKEN_FILE": str(directory / "run" / "tokens"),
@@ -49,6 +52,32 @@ def deployment(scratch: Path, *, tls: bool = False) -> Iterator[Running]:
             yield Running(place, {process["role"]: process["pid"] for process in status["processes"]})
         finally:
             _chronolog("down", "--directory", directory)
+
+
+def archive(scratch: Path, place: str, events: int) -> None:
+    """Let the grapher of a new deployment have as many events of a story "segments" in these as of "chunks" in those."""
+    for story, tier in (("segments", "hot"), ("chunks", "cold")):
+        with workloads.new_client(place) as client, workloads.acquire(client, story, TieringPolicy=tier):
+            pass
+        workloads.fill(place, story, events, clients=2)
+    deadline = time.monotonic() + _ARCHIVE_S
+    while not _is_archived(scratch / "deployment"):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the grapher has not got everything within {_ARCHIVE_S} s")
+        time.sleep(0.1)
+
+
+def _is_archived(directory: Path) -> bool:
+    """Tell whether keepers have nothing but stubs of clients, and the grapher one story in chunks and one in segments."""
+    at_keepers = directory.glob("keeper*/chronicles/*/stories/*/*.log")
+    kinds = [
+        sorted({path.suffix for path in story.iterdir() if path.suffix in (".log", ".chunk")})
+        for story in directory.glob("grapher/chronicles/*/stories/*")
+    ]
+    return all(path.stat().st_size <= _STUB_BYTES for path in at_keepers) and sorted(kinds) == [
+        [".chunk"],
+        [".log"],
+    ]
 
 
 def _chronolog(*arguments: object) -> str:

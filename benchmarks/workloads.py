@@ -76,9 +76,9 @@ def _client_of(place: str, **options: Any) -> Client:
     return client
 
 
-def acquire(client: Client, story: str) -> Any:
-    """Return the handle of a story."""
-    code, handle = client.AcquireStory(CHRONICLE, story)
+def acquire(client: Client, story: str, **attributes: str) -> Any:
+    """Return the handle of a story, which is made with these attributes if it is not there."""
+    code, handle = client.AcquireStory(CHRONICLE, story, attributes)
     assert code == 0, client.last_error
     return handle
 

@@ -18,12 +18,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from py_chronolog_client.engine.base import MAX_TIME_NS
 from py_chronolog_client.errors import InvalidArgumentError
 
 TIERING, RETENTION = "TieringPolicy", "Retention"
 
 _NORMAL = "normal"
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_EXPIRING_PARTS = 10
+"""Of so many parts a story with a retention consists, at least."""
 _PERIOD = re.compile(r"([1-9][0-9]{0,8})([smhd])")
 
 
@@ -63,6 +66,11 @@ class Policy(NamedTuple):
     tier: str
     retention_s: int | None
     """None: its events are kept for ever."""
+
+    @property
+    def span_ns(self) -> int:
+        """Return how much time of a story a chunk of chunks holds: a chunk expires with its last event."""
+        return MAX_TIME_NS if self.retention_s is None else self.retention_s * 10**9 // _EXPIRING_PARTS
 
     @classmethod
     def of(cls, attributes: Mapping[str, str]) -> Policy:

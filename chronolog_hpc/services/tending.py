@@ -112,13 +112,15 @@ class Tending:
         self.note(story, sum(path.stat().st_size for path in directory.glob("*.log")))
 
     def _merge(self, story: _Story, directory: Path) -> None:
-        """Merge the segments of a story."""
-        while (chunk := compact(self._stories.root, directory)) is not None:
+        """Merge the segments of a story, and small chunks with them."""
+        policy = Policy.of(self._stories.catalog.story_attributes(*story[:2]))
+        while (chunk := compact(self._stories.root, directory, policy.span_ns)) is not None:
             logger.info(
-                "%d events of %d clients of the story %r are merged into a chunk of %d bytes",
-                chunk.events,
+                "segments of %d clients of the story %r and %d chunks are merged into a chunk of %d events, %d bytes",
                 len(chunk.client_ids),
                 story[1],
+                chunk.chunks,
+                chunk.events,
                 chunk.size_bytes,
             )
 

@@ -1,7 +1,9 @@
 """The chunks of a story: which there are, and which of them counts for which event.
 
-Chunks may overlap: two that were made at once may hold the same events. They then hold the same of them, and each
-event is taken from one: of several, from the one that begins earlier, then from the first by name.
+Chunks may overlap: two that were made at once may hold the same events, and so do a chunk and those that were merged into
+it, until they are deleted. They then hold the same of them, and each event is taken from one: of several, from the one that
+begins earlier, then from the first by name. What a chunk holds of a client counts for nothing if another one stands for it: it
+has these events and the one before their end, and stands for as many segments.
 
 What has expired of a client (`retention`) is told by the chunk that says so, whatever older ones hold: they are about to be
 deleted.
@@ -44,7 +46,7 @@ class Archive:
         chunks: those that can be believed, sorted by name.
         damages: what is wrong with the others.
         clients: what is taken from them: client id -> in the order of the sequence numbers; first of all what has expired.
-        superseded: names of those of which nothing counts any more.
+        superseded: those of which nothing counts any more.
     """
 
     def __init__(self, directory: Path, names: Iterable[str], known: Archive | None = None) -> None:
@@ -72,7 +74,7 @@ class Archive:
         self.damages = report.damages
         self.clients = self._by_client()
         used = {held.chunk for several in self.clients.values() for held in several}
-        self.superseded = [name for name, chunk in self.chunks.items() if chunk not in used]
+        self.superseded = [chunk for chunk in self.chunks.values() if chunk not in used]
 
     def _by_client(self) -> dict[int, list[Held]]:
         ranges: dict[int, list[Held]] = {}
@@ -91,7 +93,7 @@ class Archive:
             )
             expected, kept = (expired.first_sequence, [expired]) if expired else (0, [])
             counting = [held for held in several if expired is None or _is_behind(held, expired)]
-            for held in sorted(counting, key=lambda held: (held.first_sequence, held.end_sequence)):
+            for held in _not_contained(counting):
                 first = max(held.first_sequence, expected)
                 kept.append(held._replace(first_sequence=min(first, held.end_sequence)))
                 expected = max(expected, held.end_sequence)
@@ -107,3 +109,22 @@ def _extent_of_expired(chunk: Chunk) -> int:
 def _is_behind(held: Held, expired: Held) -> bool:
     """Tell whether something is not among what has expired."""
     return not held.client.expired and held.client.segments > expired.client.segments
+
+
+def _not_contained(several: Iterable[Held]) -> list[Held]:
+    """Leave out those for which others stand, and sort the rest by their sequence numbers."""
+    kept: list[Held] = []
+    widest: Held | None = None
+    for held in sorted(
+        several, key=lambda each: (each.first_sequence, -each.end_sequence, -each.client.segments)
+    ):
+        if (
+            widest is None
+            or held.end_sequence > widest.end_sequence
+            or held.end_sequence <= widest.first_sequence
+            or held.client.segments > widest.client.segments
+        ):
+            kept.append(held)
+        if widest is None or held.end_sequence > widest.end_sequence:
+            widest = held
+    return sorted(kept, key=lambda each: (each.first_sequence, each.end_sequence, each.client.segments))

@@ -29,6 +29,7 @@ from py_chronolog_client.store.chunkformat import (
     unpack_entries,
 )
 from py_chronolog_client.store.crc import crc32
+from py_chronolog_client.store.format import decode_map
 from py_chronolog_client.store.stretch import Descriptor, Span
 
 
@@ -105,6 +106,22 @@ class Chunk:
         except ValueError as error:
             raise DamageError(self.path, header.clients_offset, str(error)) from error
         return {client.client_id: client for client in clients}
+
+    def check(self) -> None:
+        """Make sure that all columns, all records and what clients said of themselves is what was written.
+
+        Raises:
+            DamageError: it is not.
+        """
+        for page in self.pages:
+            page.check()
+            page.columns()
+        try:
+            for client in self.clients.values():
+                for _, payload in client.records:
+                    decode_map(payload)
+        except ValueError as error:
+            raise DamageError(self.path, 0, f"a record of client {client.client_id:016x}: {error}") from error
 
     def payload(self, page: ChunkPage) -> Payload:
         """Return all records of a page."""

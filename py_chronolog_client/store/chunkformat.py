@@ -182,6 +182,11 @@ class ChunkClient(NamedTuple):
         """Sequence number behind the last event."""
         return self.first_sequence + self.count
 
+    @property
+    def list_bytes(self) -> int:
+        """About the size of this in the list of clients."""
+        return 100 * (1 + len(self.runs)) + sum(len(payload) + 100 for _, payload in self.records)
+
     def ranges(self) -> Iterator[tuple[ClockRun, int]]:
         """Yield every clock run with the sequence number behind it."""
         if self.runs:

@@ -27,6 +27,7 @@ from py_chronolog_client.store.chunkformat import (
     PageEntry,
     chunk_name,
     pack_clients,
+    unpack_clients,
 )
 from py_chronolog_client.store.crc import crc32
 from py_chronolog_client.store.root import StoreRoot
@@ -168,10 +169,15 @@ class _Writer:
                 f"what a chunk says of its {len(self._clients)} clients takes {len(packed)} bytes, over the limit of "
                 f"{MAX_CLIENTS_BYTES}: put fewer clients into a chunk"
             )
+        events = sum(entry.events for entry in self._entries)
+        try:
+            unpack_clients(packed, events)
+        except ValueError as error:
+            raise InvalidArgumentError(f"nobody could read what this chunk would say: {error}") from error
         clients = deflate.pack(packed)
         index = b"".join(entry.pack() for entry in self._entries)
         header = ChunkHeader(
-            events=sum(entry.events for entry in self._entries),
+            events=events,
             clients_offset=self._offset,
             clients_bytes=len(clients),
             clients_size=len(packed),

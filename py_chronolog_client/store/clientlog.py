@@ -73,6 +73,7 @@ class ClientLog:
         description: the client record.
         closing: the close record, or None.
         end_sequence: the high-water mark.
+        has_windows: whether the hard window around the time of any event is known.
     """
 
     def __init__(self, directory: Path, client_id: int, held: Sequence[Held] = ()) -> None:
@@ -87,6 +88,7 @@ class ClientLog:
         self.description: dict[str, Any] = {}
         self.closing: dict[str, Any] | None = None
         self.end_sequence = 0
+        self.has_windows = False
         self._models: dict[int, tuple[ClockModel, ...]] = {}
         self._base_path = str(directory / f"{client_id:016x}")
         self._tail_path = f"{self._base_path}.tail"
@@ -435,6 +437,7 @@ class ClientLog:
         self.end_sequence = max(expected, tail_end, self._announced)
         self._note_gap(expected, self.end_sequence, report)
         self._spans, self._starts = spans, [span.first_sequence for span in spans]
+        self.has_windows = any(span.clock.window_ns != UNKNOWN_WINDOW_NS for span in spans)
         self._is_new = False
 
     def _in_order(

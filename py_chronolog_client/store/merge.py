@@ -381,6 +381,8 @@ class _StoryPage(GatheredPage):
             yield places, self._sources[origin].payload(rows[places])
 
     def windows_ns(self) -> U64:
+        if self.aligned is None and not any(log.has_windows for log in self._clients.values()):
+            return super().windows_ns()
         windows = np.empty(len(self), np.uint64)
         for client_id, places in grouped(self.client_ids):
             log = self._clients[client_id]

@@ -65,11 +65,12 @@ def test_a_segment_for_which_a_chunk_stands_is_not_looked_at(tmp_path: pathlib.P
 def test_of_several_the_first_has_an_event(tmp_path: pathlib.Path) -> None:
     paths = [
         put(tmp_path, part(first, end), number)
-        for number, (first, end) in enumerate([(2, 9), (0, 4), (0, 4)])
+        for number, (first, end) in enumerate([(2, 9), (0, 4), (0, 4), (3, 9), (1, 4)])
     ]
     archive = Archive(tmp_path, chunk_names(tmp_path))
     taken = {held.chunk.path: (held.first_sequence, held.end_sequence) for held in archive.clients[1]}
-    assert taken == {str(paths[1]): (0, 4), str(paths[2]): (4, 4), str(paths[0]): (4, 9)}
+    assert taken == {str(paths[1]): (0, 4), str(paths[0]): (4, 9)}
+    assert [chunk.path for chunk in archive.superseded] == [str(path) for path in sorted(paths[2:])]
     again = Archive(tmp_path, chunk_names(tmp_path), archive)
     assert again.chunks == archive.chunks, "nothing was opened twice"
 

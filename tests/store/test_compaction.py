@@ -22,9 +22,11 @@ from py_chronolog_client.engine.base import ScanReport, Snapshot, Writer, Writer
 from py_chronolog_client.engine.embedded import EmbeddedEngine
 from py_chronolog_client.errors import AcquiredError, InvalidArgumentError, NotFoundError
 from py_chronolog_client.page import Page
-from py_chronolog_client.store import acquisition, chunking, compaction, files
+from py_chronolog_client.store import acquisition, chunking, compaction, files, growth
+from py_chronolog_client.store.archive import Archive
 from py_chronolog_client.store.chunkformat import chunk_names
 from py_chronolog_client.store.compaction import Compaction, compact
+from py_chronolog_client.store.retention import expire
 from py_chronolog_client.store.root import StoreRoot
 from py_chronolog_client.testing.contract.base import Row, rows_of
 from py_chronolog_client.testing.manual_clock import ManualClock
@@ -183,7 +185,8 @@ def test_a_client_comes_back_and_is_merged_again(store: Store) -> None:
         assert done is not None
         assert done.client_ids == (1,)
         store.check()
-    assert len(store.names()) == 4
+    chunks = Archive(store.story, store.names()).chunks.values()
+    assert sorted(chunk.events for chunk in chunks) == [3, 6, 30]
     assert independent.read_story(store.story, BOOT_ID) == sorted(store.rows)
 
 
@@ -242,7 +245,7 @@ def test_only_so_many_clients_at_once(store: Store, monkeypatch: pytest.MonkeyPa
     done = [store.compact() for _ in range(3)]
     assert [each and each.client_ids for each in done] == [(0, 1), (2, 3), None]
     store.check()
-    monkeypatch.setattr(compaction, "MAX_CLIENT_LIST_BYTES", 0)
+    monkeypatch.setattr(compaction, "MAX_LIST_BYTES", 0)
     for client_id in (1, 2):
         store.open(client_id)
         store.close(client_id)
@@ -614,8 +617,8 @@ def test_whose_claim_was_taken_stops(store: Store, monkeypatch: pytest.MonkeyPat
             path.unlink()
         return pages(*arguments, **options)
 
-    pages = compaction.StoryLog.pages
-    monkeypatch.setattr(compaction.StoryLog, "pages", scan)
+    pages = compaction.merged
+    monkeypatch.setattr(compaction, "merged", scan)
     with pytest.raises(NotFoundError, match="destroyed"):
         store.compact()
     monkeypatch.undo()
@@ -628,7 +631,7 @@ def test_whose_claim_was_taken_stops(store: Store, monkeypatch: pytest.MonkeyPat
 def test_a_story_that_is_destroyed_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """And made again under the same name, with the same client: nothing of it is touched."""
     closed(store)
-    pages = compaction.StoryLog.pages
+    pages = compaction.merged
 
     def scan(*arguments: object, **options: object) -> Iterator[Page]:
         found = list(pages(*arguments, **options))
@@ -639,7 +642,7 @@ def test_a_story_that_is_destroyed_meanwhile(store: Store, monkeypatch: pytest.M
         store.close(1)
         return iter(found)
 
-    monkeypatch.setattr(compaction.StoryLog, "pages", scan)
+    monkeypatch.setattr(compaction, "merged", scan)
     with pytest.raises(NotFoundError, match="destroyed"):
         store.compact()
     monkeypatch.undo()
@@ -702,7 +705,8 @@ class Died(BaseException):
 
 
 def test_a_death_before_every_step(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In front of every call that changes the directory."""
+    """In front of every call that changes the directory, while all chunks are taken along."""
+    monkeypatch.setattr(growth, "_longest_run", lambda chunks, _: list(chunks))
     calls = ("link", "unlink", "rename", "fsync", "utime", "rmdir", "mkdir")
     closed(store)
     for left in itertools.count():
@@ -734,8 +738,11 @@ def test_a_death_before_every_step(store: Store, monkeypatch: pytest.MonkeyPatch
         store.check()
         if done is not None:
             break
-    assert left > 10
+    assert left >= 15
+    assert done.chunks > 0
     assert store.compact() is None
+    assert len(store.names(".chunk")) == 1
+    assert independent.read_story(store.story, BOOT_ID) == sorted(store.rows)
     assert store.names(".log") == []
     assert not [name for name in store.names() if name.endswith(".chunk") and name.startswith(".tmp-")]
     store.check()
@@ -745,7 +752,7 @@ def test_a_death_before_every_step(store: Store, monkeypatch: pytest.MonkeyPatch
 
 
 class StoryMachine(RuleBasedStateMachine):
-    """Clients log, flush, close, come back and are merged; a list says what there must be."""
+    """Clients log, flush, close, come back, are merged and expire; a list says what there must be."""
 
     path: pathlib.Path
     numbers = itertools.count()
@@ -756,6 +763,7 @@ class StoryMachine(RuleBasedStateMachine):
         self.cursor: Snapshot = {}
         self.followed: list[Row] = []
         self.snapshots: list[tuple[Snapshot, list[Row]]] = []
+        self.gone: set[Row] = set()
 
     @rule(client_id=st.integers(1, 3), count=st.integers(1, 5), step=st.integers(0, 2), flush=st.booleans())
     def log(self, client_id: int, count: int, step: int, flush: bool) -> None:
@@ -771,9 +779,9 @@ class StoryMachine(RuleBasedStateMachine):
         if client_id in self.store.writers:
             self.store.close(client_id)
 
-    @rule()
-    def compact(self) -> None:
-        self.store.compact()
+    @rule(span_ns=st.sampled_from([3, 2**63]))
+    def compact(self, span_ns: int) -> None:
+        compact(self.store.root, self.store.story, span_ns)
 
     @rule(left=st.integers(0, 25))
     def die_in_a_compaction(self, left: int) -> None:
@@ -799,7 +807,18 @@ class StoryMachine(RuleBasedStateMachine):
     def follow(self) -> None:
         pages, self.cursor = self.store.engine.follow(CHRONICLE, STORY, self.cursor, 0)
         self.followed += rows_of(iter(pages))
-        assert sorted(self.followed) == sorted(self.store.rows)
+        assert {*self.followed} | self.gone == {*self.store.rows} | self.gone
+
+    @rule(age=st.integers(0, 10))
+    def expire(self, age: int) -> None:
+        before_ns = self.store.clock.now_ns - age
+        rows = sorted(self.store.rows)
+        expired = expire(self.store.root, self.store.story, before_ns)
+        self.store.rows = self.store.replay()
+        gone = {*rows} - {*self.store.rows}
+        assert expired.events == len(gone)
+        assert all(row[0] < before_ns for row in gone)
+        self.gone |= gone
 
     @rule()
     def take_a_snapshot(self) -> None:
@@ -815,7 +834,7 @@ class StoryMachine(RuleBasedStateMachine):
         if hasattr(self, "store"):
             self.store.check()
             for snapshot, rows in self.snapshots:
-                assert self.store.replay(snapshot=snapshot) == rows
+                assert self.store.replay(snapshot=snapshot) == [row for row in rows if row not in self.gone]
 
     def teardown(self) -> None:
         if hasattr(self, "store"):

@@ -14,6 +14,7 @@ from py_chronolog_client.clock import SystemClock
 from py_chronolog_client.engine.base import Engine, ScanReport, Writer, WriterOptions
 from py_chronolog_client.engine.connection import Connection
 from py_chronolog_client.errors import ChronoLogError, InvalidArgumentError, NotConnectedError, NotFoundError
+from py_chronolog_client.store.archive import Archive
 from py_chronolog_client.testing.contract.base import rows_of
 from py_chronolog_client.tokens import read_tokens
 from py_chronolog_client.wire import messages
@@ -106,6 +107,16 @@ def directory_at(role: Role, chronicle: str, story: str = STORY) -> pathlib.Path
 
 def files_at(role: Role, chronicle: str, story: str = STORY, *, suffix: str = ".log") -> list[pathlib.Path]:
     return sorted(directory_at(role, chronicle, story).glob(f"[!.]*{suffix}"))
+
+
+def chunk_events_at(role: Role, chronicle: str, story: str = STORY) -> dict[int, int]:
+    """Return how many events of each client a service has in chunks."""
+    names = [path.name for path in files_at(role, chronicle, story, suffix=".chunk")]
+    clients = Archive(directory_at(role, chronicle, story), names).clients
+    return {
+        client_id: sum(held.end_sequence - held.first_sequence for held in several)
+        for client_id, several in clients.items()
+    }
 
 
 def events_at(role: Role, chronicle: str, story: str = STORY) -> int:
@@ -379,7 +390,7 @@ def test_hot_normal_and_cold(deployment: Deployment, engine: Engine, chronicle: 
     eventually(lambda: there("hot") == (100, False))
     assert require_gapless(engine.scan(chronicle, "hot")) == {1: 100}
     write(late := open_writer(engine, chronicle, 2, story="cold"), 100)
-    eventually(lambda: len(files_at(grapher, chronicle, "cold", suffix=".chunk")) == 2)
+    eventually(lambda: chunk_events_at(grapher, chronicle, "cold") == {1: 100, 2: 100})
     late.close()
     assert there("hot") == (100, False), "hot segments stay as they are"
     assert require_gapless(engine.scan(chronicle, "cold")) == {1: 100, 2: 100}

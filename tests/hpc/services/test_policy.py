@@ -3,6 +3,7 @@
 import pytest
 
 from chronolog_hpc.services.policy import PACE, Policy
+from py_chronolog_client.engine.base import MAX_TIME_NS
 from py_chronolog_client.errors import InvalidArgumentError
 
 
@@ -35,6 +36,11 @@ def test_what_is_understood(attributes: dict[str, str], policy: Policy) -> None:
 def test_what_is_none_is_refused_in_a_sentence(attributes: dict[str, str], sentence: str) -> None:
     with pytest.raises(InvalidArgumentError, match=sentence):
         Policy.of(attributes)
+
+
+def test_how_much_time_a_chunk_may_hold() -> None:
+    assert Policy("cold", None).span_ns == MAX_TIME_NS
+    assert Policy("cold", 90).span_ns == 9 * 10**9
 
 
 def test_how_long_events_stay_at_keepers_and_in_segments() -> None:
