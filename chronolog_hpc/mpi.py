@@ -96,9 +96,10 @@ def require_company() -> None:
     Raises:
         LonelyRankError: MPI sees one rank where the launcher has started several.
     """
-    mpi = load_mpi()
+    if load_mpi().COMM_WORLD.size > 1:
+        return
     environment = JobEnvironment()
-    if mpi.COMM_WORLD.size > 1 or environment.size in (None, 1):
+    if environment.size in (None, 1):
         return
     started, fix = "the launcher has", "start them with the mpiexec that belongs to this library"
     if environment.under_srun:

@@ -19,12 +19,12 @@ import signal
 from collections.abc import Iterator, Sequence
 
 from chronolog_hpc import streams
-from chronolog_hpc.cli import bench, clock, down, drain, status, up
+from chronolog_hpc.cli import bench, clock, doctor, down, drain, status, up
 from chronolog_hpc.cli.arguments import USAGE, Parser, ShowVersion
 from chronolog_hpc.cli.outcome import FAILED, INTERRUPTED, explain, interrupts_held, run_job
 from chronolog_hpc.slurm import JobEnvironment
 
-COMMANDS = (bench, clock, up, status, down, drain)
+COMMANDS = (bench, clock, doctor, up, status, down, drain)
 """The modules of the commands, in the order of `--help`."""
 
 

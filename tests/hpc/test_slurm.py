@@ -1,5 +1,6 @@
 """What the environment says of job and rank; ranks that do not see each other are told so, with the fix."""
 
+import json
 import os
 import subprocess
 import sys
@@ -130,7 +131,7 @@ PROGRAM = """
         assert story.log_event("x")
 """
 COMMANDS = (["bench", "--events", "20", "--baseline-rounds", "0"], ["clock", "--seconds", "0"])
-WORDS = "srun --mpi=none has started 4 ranks and MPI sees 1, because "
+WORDS = "srun --mpi=none has started {} ranks and MPI sees 1, because "
 
 
 def fix() -> str:
@@ -139,11 +140,11 @@ def fix() -> str:
     return f": use srun --mpi={srun_plugin()}"
 
 
-def assert_lonely(done: subprocess.CompletedProcess[str], command: str) -> None:
+def assert_lonely(done: subprocess.CompletedProcess[str], command: str, ranks: int) -> None:
     assert done.returncode == 2, processes.describe(done)
     lines = [line for line in done.stderr.splitlines() if not line.startswith("srun:")]
     assert len(lines) == 1, done.stderr
-    assert lines[0].startswith(f"chronolog {command}: {WORDS}")
+    assert lines[0].startswith(f"chronolog {command}: {WORDS.format(ranks)}")
     assert lines[0].endswith(fix())
 
 
@@ -151,13 +152,13 @@ def test_alone_among_others_by_environment(tmp_path: Path) -> None:
     require("mpi", launch.mpi_problem())
     for arguments in COMMANDS:
         command = [sys.executable, "-m", "chronolog_hpc", *arguments]
-        assert_lonely(processes.run(command, timeout=60, env={**STEP, "SLURM_PROCID": "0"}), arguments[0])
+        assert_lonely(processes.run(command, timeout=60, env={**STEP, "SLURM_PROCID": "0"}), arguments[0], 4)
     done = processes.run(command, timeout=60, env=STEP)  # task 3: one of them has said it
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
     argv = [sys.executable, *launch.python_argv("-c", PROGRAM), str(tmp_path / "store")]
     done = processes.run(argv, timeout=60, env=STEP)
     assert done.returncode == 0, processes.describe(done)
-    assert [line.startswith(WORDS) for line in done.stdout.splitlines()] == [True, True]
+    assert [line.startswith(WORDS.format(4)) for line in done.stdout.splitlines()] == [True, True]
     done = processes.run(argv, timeout=60, env=BATCH)  # a serial program in a batch script of four tasks
     assert (done.returncode, done.stdout) == (0, ""), processes.describe(done)
 
@@ -188,15 +189,24 @@ def test_the_wrong_plugin_and_the_right_one(slurm: Cluster, tmp_path: Path) -> N
         plugin: str, *command: object, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         return slurm.run(
-            "h1", "srun", "--nodes=2", "--ntasks=4", f"--mpi={plugin}", sys.executable, *command, env=env
+            "h1", "srun", "--nodes=2", "--ntasks=2", f"--mpi={plugin}", sys.executable, *command, env=env
         )
 
-    assert_lonely(srun("none", "-m", "chronolog_hpc", *COMMANDS[0]), "bench")
+    assert_lonely(srun("none", "-m", "chronolog_hpc", *COMMANDS[0]), "bench", 2)
+    doctor = srun(
+        fix().rpartition("=")[2], "-m", "chronolog_hpc", "doctor", "--json", "--store", tmp_path / "store"
+    )
+    assert doctor.returncode == 0, processes.describe(doctor)
+    said = json.loads(doctor.stdout)
+    findings = {finding["check"]: finding for finding in said["findings"]}
+    assert (said["ranks"], said["nodes"], said["job"]["job"]) == (2, ["h1", "h2"], "2")
+    assert findings["ranks"]["found"] == "MPI sees 2, as were asked for"
+    assert findings["shared store"]["level"] == findings["Slurm"]["level"] == "ok"
     told = srun(
         fix().rpartition("=")[2], "-m", "chronolog_hpc", *COMMANDS[0], env={"TMPDIR": os.fspath(tmp_path)}
     )
     assert told.returncode == 0, processes.describe(told)
-    assert "# env.ranks: 4\n" in told.stdout
+    assert "# env.ranks: 2\n" in told.stdout
     assert (
-        f"# env.job: scheduler=slurm, job=2, node_count=2, plugin={fix().rpartition('=')[2]}\n" in told.stdout
+        f"# env.job: scheduler=slurm, job=3, node_count=2, plugin={fix().rpartition('=')[2]}\n" in told.stdout
     )
