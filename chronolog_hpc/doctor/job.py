@@ -89,10 +89,10 @@ def slurm(environment: JobEnvironment, library: Library | None) -> Finding:
         )
     except (OSError, subprocess.TimeoutExpired) as problem:
         return warning("Slurm", f"{srun} cannot be asked ({problem})", "start ranks with mpiexec")
-    said = f"{listed.stdout}\n{listed.stderr}".strip()
+    said = f"{listed.stdout}\n{listed.stderr}".strip() or "nothing"
     if listed.returncode:
         return warning(
-            "Slurm", f"{srun} --mpi=list failed: {said.splitlines()[-1]}", "start ranks with mpiexec"
+            "Slurm", f"{srun} --mpi=list failed and says {said.splitlines()[-1]}", "start ranks with mpiexec"
         )
     plugins = sorted(set(re.findall(r"^(?:srun:)?\s+(\w+)$", said, re.MULTILINE)))
     here = f"job {environment.job}, " if environment.scheduler == "slurm" else ""
