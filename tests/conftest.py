@@ -19,7 +19,9 @@ TEST_SETTINGS = ("CHRONOLOG_SOAK", "CHRONOLOG_REQUIRE", "CHRONOLOG_TEST_")
 
 
 def pytest_configure() -> None:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background jobs so, and children inherit it
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # a shell starts background jobs so, and children inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in [n for n in os.environ if n.startswith("CHRONOLOG_") and not n.startswith(TEST_SETTINGS)]:
         del os.environ[name]
