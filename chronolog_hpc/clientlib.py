@@ -111,10 +111,14 @@ from py_chronolog_client.store.root import store_path  # noqa: E402
 
 if TYPE_CHECKING:
     from py_chronolog_client.engine.draining import drain
+    from py_chronolog_client.engine.embedded import tail_directory
+    from py_chronolog_client.engine.spool import spool_base
     from py_chronolog_client.order import around, story_order
     from py_chronolog_client.page import U64, MemoryPage, Page, Payload
     from py_chronolog_client.store.catalog import Catalog
     from py_chronolog_client.store.census import Known
+    from py_chronolog_client.store.files import punch_hole
+    from py_chronolog_client.store.tail import TAIL_BYTES
     from py_chronolog_client.timeline import correct, surprise
 
 __all__ = [
@@ -153,6 +157,7 @@ __all__ = [
     "StoryHandle",
     "SystemClock",
     "U64",
+    "TAIL_BYTES",
     "TOLERANCE_NS",
     "WANDER",
     "WriterStatistics",
@@ -164,28 +169,36 @@ __all__ = [
     "drain",
     "offset_to_utc",
     "open_client",
+    "punch_hole",
     "release",
     "require_store",
     "service_address",
+    "spool_base",
     "store_directory",
     "store_path",
     "story_order",
     "surprise",
+    "tail_directory",
 ]
+
+_HOMES = {
+    **dict.fromkeys(("Page", "MemoryPage", "Payload", "U64"), "page"),
+    **dict.fromkeys(("around", "story_order"), "order"),
+    **dict.fromkeys(("correct", "surprise"), "timeline"),
+    "drain": "engine.draining",
+    "spool_base": "engine.spool",
+    "tail_directory": "engine.embedded",
+    "punch_hole": "store.files",
+    "TAIL_BYTES": "store.tail",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Fetch the names that cost something, numpy above all, when they are asked for."""
     if name == "__version__":
         return importlib.import_module(PACKAGE).__version__
-    if name in ("Page", "MemoryPage", "Payload", "U64"):
-        return getattr(importlib.import_module("py_chronolog_client.page"), name)
-    if name in ("around", "story_order"):
-        return getattr(importlib.import_module("py_chronolog_client.order"), name)
-    if name in ("correct", "surprise"):
-        return getattr(importlib.import_module("py_chronolog_client.timeline"), name)
-    if name == "drain":
-        return importlib.import_module("py_chronolog_client.engine.draining").drain
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{PACKAGE}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -4,6 +4,8 @@
 * What fails on one rank of a collective operation is raised on all of them (`Team.together`), so that nobody
   waits for somebody who has left. What fails on one rank alone ends the job with that rank's traceback
   (`guard`, `abort`).
+* Ranks that do not see each other, because somebody else's launcher has started them, are told how to
+  (`require_company`), before each of them does the work of all.
 * Who waits for long sleeps (`wait`). MPI libraries spin, and with more ranks than cores the spinning ranks
   would hold up the one that all wait for.
 """
@@ -28,6 +30,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, final
 
 from chronolog_hpc.clientlib import ChronoLogError, InvalidArgumentError
+from chronolog_hpc.slurm import JobEnvironment
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +55,21 @@ class MpiMissingError(ImportError):
     """MPI is needed and cannot be used."""
 
 
+class LonelyRankError(InvalidArgumentError):
+    """Several ranks were started, and MPI does not connect them.
+
+    Attributes:
+        found: how many, and by whom.
+        fix: how to start them.
+    """
+
+    def __init__(self, found: str, fix: str) -> None:
+        """Say both in one sentence."""
+        super().__init__(f"{found}: {fix}")
+        self.found = found
+        self.fix = fix
+
+
 class RankError(ChronoLogError):
     """Another rank has failed, in a way that can only be told, not raised again."""
 
@@ -68,6 +86,42 @@ def load_mpi() -> Any:
         raise MpiMissingError(
             f'MPI cannot be used ({error}): pip install "chronolog-hpc[mpi]" brings mpi4py and an MPI library'
         ) from error
+
+
+def require_company() -> None:
+    """Make sure that this rank sees others, if others were started with it.
+
+    A launcher of another MPI library, or another plugin of srun, starts ranks each of which believes to be all.
+
+    Raises:
+        LonelyRankError: MPI sees one rank where the launcher has started several.
+    """
+    if load_mpi().COMM_WORLD.size > 1:
+        return
+    environment = JobEnvironment()
+    if environment.size in (None, 1):
+        return
+    started, fix = "the launcher has", "start them with the mpiexec that belongs to this library"
+    if environment.under_srun:
+        started, fix = f"srun --mpi={environment.plugin} has", f"use srun --mpi={srun_plugin()}"
+    raise LonelyRankError(
+        f"{started} started {environment.size} ranks and MPI sees 1, because {library_name()} does not understand it",
+        fix,
+    )
+
+
+def library_name() -> str:
+    """Return the MPI library and its version."""
+    mpi = load_mpi()
+    vendor, version = mpi.get_vendor()
+    if vendor != "unknown":
+        return f"{vendor} {'.'.join(map(str, version))}"
+    return str(mpi.Get_library_version()).split("\n")[0].strip("\0 ")
+
+
+def srun_plugin() -> str:
+    """Return the plugin of srun that this MPI library understands."""
+    return "pmix" if load_mpi().get_vendor()[0] == "Open MPI" else "pmi2"
 
 
 def wait(request: MPI.Request, timeout_s: float | None = None) -> bool:
@@ -193,11 +247,14 @@ class Team:
 
         Raises:
             InvalidArgumentError: this rank does not belong to `comm`, or it connects two groups.
+            LonelyRankError: MPI does not connect the ranks that were started.
         """
         if comm is not None and not comm:
             raise InvalidArgumentError("comm is COMM_NULL: this rank is no member, and must not take part")
         if comm is not None and comm.Is_inter():
             raise InvalidArgumentError("comm connects two groups: merge it first, comm.Merge()")
+        if comm is not None and comm.size == 1:
+            require_company()
         self.rank = 0 if comm is None else comm.rank
         self.size = 1 if comm is None else comm.size
         self.comm: MPI.Comm | None = comm.Dup() if comm is not None and self.size > 1 else None

@@ -98,6 +98,7 @@ def replay_story(
         NotFoundError: there is no such story. All errors are raised on all ranks.
         NotAStoreError: there is no store.
         InvalidArgumentError: range or root make no sense, or the ranks do not agree on the arguments.
+        LonelyRankError: several ranks were started, and MPI does not connect them.
         ReplayTimeoutError: it took longer than `timeout_s`.
         DamageError: a part of the store cannot be believed.
         StoreError: a rank does not see the store that rank 0 sees.

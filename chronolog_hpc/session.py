@@ -44,6 +44,7 @@ from chronolog_hpc.clientlib import (
 )
 from chronolog_hpc.mpi import Team, is_clean_exit
 from chronolog_hpc.places import Conf, Deployment, Place, choose
+from chronolog_hpc.slurm import JobEnvironment
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -181,7 +182,7 @@ def open_story(
     Durability: an event whose `log_event` returned survives the death of its process; see `durability`.
 
     Args:
-        comm: the ranks that take part; None for this process alone, without MPI.
+        comm: the ranks that take part; None for this process alone, without MPI, whatever else was started with it.
         chronicle: name.
         story: name.
         per_rank: a story for each rank, named f"{story}.{rank}", instead of one that all share.
@@ -201,9 +202,11 @@ def open_story(
 
     Raises:
         InvalidArgumentError: the ranks do not agree on what to open.
+        LonelyRankError: several ranks were started, and MPI does not connect them.
         ChronoLogError: opening or closing failed on one rank; raised on all of them.
         MpiMissingError: `comm` needs an MPI that is not there.
     """
+    job = JobEnvironment()
     with Team(comm) as team:
         name = f"{story}.{team.rank}" if per_rank else story
         described = {
@@ -211,7 +214,8 @@ def open_story(
             "rank": team.rank,
             "size": team.size,
             "mode": "per-rank" if per_rank else "shared",
-            **_job(),
+            "job": job.job,
+            "attempt": job.restarts,
         }
         asked = _Asked(
             chronicle,
@@ -440,13 +444,6 @@ def _require_mark(place: Place, plan: _Plan, rank: int) -> None:
                 f"hosts share, with store= or {STORE_VARIABLE}",
             )
         time.sleep(_PROOF_PAUSE_S)
-
-
-def _job() -> dict[str, str | int]:
-    """Return the job of the batch system and how often it was restarted."""
-    job = next(filter(None, map(os.environ.get, ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"))), "")
-    attempt = os.environ.get("SLURM_RESTART_COUNT", "")
-    return {"job": job, "attempt": int(attempt) if attempt.isdecimal() else 0}
 
 
 # -- closing --

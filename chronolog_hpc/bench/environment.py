@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import chronolog_hpc
+from chronolog_hpc.mpi import library_name
+from chronolog_hpc.slurm import JobEnvironment
 
 if TYPE_CHECKING:
     from chronolog_hpc.bench.ranks import Ranks
 
 _TIMER_SAMPLES = 10_000
-_JOB_VARIABLES = (
-    "SLURM_JOB_ID",
-    "SLURM_JOB_NUM_NODES",
-    "SLURM_CPUS_PER_TASK",
-    "PBS_JOBID",
-    "LSB_JOBID",
-    "FLUX_JOB_ID",
-)
+_JOB_FACTS = ("scheduler", "job", "array_task", "node_count", "cpus_per_task", "plugin")
 
 
 def describe(ranks: Ranks, directory: str, command: str) -> dict[str, Any]:
@@ -42,6 +36,7 @@ def describe(ranks: Ranks, directory: str, command: str) -> dict[str, Any]:
 
     timers_ns = ranks.all(timer_overhead_ns())
     cpus = ranks.all(len(os.sched_getaffinity(0)))
+    facts = JobEnvironment().facts()
     return {
         "command": command,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -57,7 +52,7 @@ def describe(ranks: Ranks, directory: str, command: str) -> dict[str, Any]:
         "mpi": _mpi_version(ranks),
         "chronolog_hpc": chronolog_hpc.__version__,
         "file_system": file_system(directory),
-        "job": {name: os.environ[name] for name in _JOB_VARIABLES if name in os.environ},
+        "job": {name: facts[name] for name in _JOB_FACTS if name in facts},
         "timer_overhead_ns": max(timers_ns),
         "timer_resolution_ns": round(time.get_clock_info("perf_counter").resolution * 1e9),
     }
@@ -125,7 +120,6 @@ def _cpu_model() -> str:
 def _mpi_version(ranks: Ranks) -> str:
     if ranks.comm is None:
         return "none"
-    mpi = sys.modules["mpi4py.MPI"]
     import mpi4py
 
-    return f"{mpi.Get_library_version().splitlines()[0].strip(chr(0) + ' ')}, mpi4py {mpi4py.__version__}"
+    return f"{library_name()}, mpi4py {mpi4py.__version__}"

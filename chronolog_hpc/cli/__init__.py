@@ -2,7 +2,8 @@
 
 Each command is a module of this package with a function `register`, which adds its parser. The parser names
 two things: itself (`parser`), and a function (`prepare`) that checks the arguments, imports what the command
-needs, and returns the job, a function of the communicator that returns the exit code. Nothing heavy is imported
+needs, and returns the job, a function of the communicator that returns the exit code. A command that can work without
+the MPI that its launcher promises says `mpi_may_be_missing`. Nothing heavy is imported
 before: `--help` costs no numpy and no MPI.
 
 Exit codes: 0 done, 1 failed, 2 asked for something that cannot be done, 3 a check of the results failed,
@@ -18,12 +19,12 @@ import signal
 from collections.abc import Iterator, Sequence
 
 from chronolog_hpc import streams
-from chronolog_hpc.cli import bench, clock, down, drain, status, up
+from chronolog_hpc.cli import bench, clock, doctor, down, drain, status, up
 from chronolog_hpc.cli.arguments import USAGE, Parser, ShowVersion
-from chronolog_hpc.cli.launch import Launch, detect
 from chronolog_hpc.cli.outcome import FAILED, INTERRUPTED, explain, interrupts_held, run_job
+from chronolog_hpc.slurm import JobEnvironment
 
-COMMANDS = (bench, clock, up, status, down, drain)
+COMMANDS = (bench, clock, doctor, up, status, down, drain)
 """The modules of the commands, in the order of `--help`."""
 
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     streams.prepare()
-    launch = detect()
+    launch = JobEnvironment()
     name = "chronolog"
     try:
         with interrupts_held() as let_go:
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if told is None:
             raise
         code, sentence = told
-        if launch.rank == 0:
+        if launch.speaks:
             streams.complain(f"{name}: {sentence}")
     problem = streams.publish("")
     if problem:
@@ -82,6 +83,7 @@ def _parser() -> Parser:
         epilog="'chronolog COMMAND --help' shows the options of a command.",
     )
     parser.add_argument("--version", action=ShowVersion, help="show the version and exit")
+    parser.set_defaults(mpi_may_be_missing=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for module in COMMANDS:
         module.register(commands)
@@ -89,9 +91,9 @@ def _parser() -> Parser:
 
 
 @contextlib.contextmanager
-def _speaking(launch: Launch) -> Iterator[None]:
+def _speaking(launch: JobEnvironment) -> Iterator[None]:
     """Let only rank 0 print."""
-    if launch.rank == 0:
+    if launch.speaks:
         yield
         return
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

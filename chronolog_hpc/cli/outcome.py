@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from chronolog_hpc import streams
 from chronolog_hpc.bench.spec import SpecError
 from chronolog_hpc.cli.arguments import USAGE
-from chronolog_hpc.cli.launch import Launch
+from chronolog_hpc.slurm import JobEnvironment
 
 if TYPE_CHECKING:
     import argparse
@@ -51,27 +51,27 @@ def explain(error: Exception) -> tuple[int, str] | None:
     return (FAILED, str(error)) if isinstance(error, (ChronoLogError, OSError)) else None
 
 
-def run_job(args: argparse.Namespace, launch: Launch, met: Callable[[], None]) -> int:
+def run_job(args: argparse.Namespace, launch: JobEnvironment, met: Callable[[], None]) -> int:
     """Prepare a command, run its job on all ranks and return its exit code.
 
     Collective: over all ranks that the launcher has started.
 
     Args:
-        args: from the parser of the command: `prepare` and `parser`.
-        launch: what the launcher says.
+        args: from the parser of the command: `prepare`, `parser`, and whether `mpi_may_be_missing`.
+        launch: what the launcher says; MPI is imported only where it has started several ranks.
         met: is called as soon as the ranks have met, and the failure of one ends all.
 
     Raises:
-        SpecError: the ranks cannot find each other, or what is asked for makes no sense.
+        SpecError: MPI is missing, or what is asked for makes no sense.
         SystemExit: a rank failed alone; it has ended the job.
     """
     job: Job = args.prepare(args)
-    comm = _communicator(launch)
+    comm = _communicator(launch, mpi_may_be_missing=args.mpi_may_be_missing)
     from chronolog_hpc.mpi import guard
 
     with guard(comm):
         met()
-        return _concluded(args.parser.prog, job, comm)
+        return _concluded(args.parser.prog, job, comm, launch)
 
 
 @contextlib.contextmanager
@@ -92,7 +92,7 @@ def interrupts_held() -> Iterator[Callable[[], None]]:
         let_go()
 
 
-def _concluded(name: str, job: Job, comm: MPI.Comm | None) -> int:
+def _concluded(name: str, job: Job, comm: MPI.Comm | None, launch: JobEnvironment) -> int:
     """Return the exit code of a job; where it failed, say why."""
     from chronolog_hpc.mpi import is_shared
 
@@ -106,30 +106,27 @@ def _concluded(name: str, job: Job, comm: MPI.Comm | None) -> int:
         alone = comm is None or comm.size == 1
         if not alone and not isinstance(error, SpecError) and not is_shared(error):
             raise SystemExit(f"{name}: {sentence}") from error
-        if comm is None or comm.rank == 0:
+        if launch.speaks if comm is None or alone else comm.rank == 0:
             streams.complain(f"{name}: {sentence}")
         return code
 
 
-def _communicator(launch: Launch) -> MPI.Comm | None:
+def _communicator(launch: JobEnvironment, *, mpi_may_be_missing: bool) -> MPI.Comm | None:
     """Return all ranks, or None if this process runs alone: then MPI need not be there.
 
     Raises:
-        SpecError: a launcher has started several ranks, and they cannot find each other.
+        SpecError: a launcher has started several ranks, and there is no MPI.
     """
     if launch.alone:
         return None
     from chronolog_hpc.mpi import MpiMissingError, load_mpi
 
     try:
-        comm: MPI.Comm = load_mpi().COMM_WORLD
+        world: MPI.Comm = load_mpi().COMM_WORLD
     except MpiMissingError as error:
+        if mpi_may_be_missing:
+            return None
         raise SpecError(
-            f"{launch.variable} says that a launcher has started several ranks, but {error}"
+            f"{launch.launcher} says that a launcher has started several ranks, but {error}"
         ) from error
-    if launch.size not in (None, comm.Get_size()):
-        raise SpecError(
-            f"the launcher has started {launch.size} ranks and MPI sees {comm.Get_size()}: use the launcher "
-            "that belongs to this MPI library (with srun: --mpi=pmi2 or --mpi=pmix)"
-        )
-    return comm
+    return world

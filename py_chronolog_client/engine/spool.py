@@ -22,7 +22,7 @@ DEFAULT_LIMIT_BYTES = 4 * 2**30
 
 def spool_directory(visor: Address) -> Path:
     """Return the directory of the spool for a deployment."""
-    return _base() / f"{visor.host}_{visor.port}"
+    return spool_base() / f"{visor.host}_{visor.port}"
 
 
 def open_spool(visor: Address) -> EmbeddedEngine:
@@ -40,14 +40,15 @@ def open_spool(visor: Address) -> EmbeddedEngine:
 def deployments() -> list[Address]:
     """Return the visors of all deployments that have a spool on this machine."""
     found = []
-    for path in sorted(_base().glob("*_*")):
+    for path in sorted(spool_base().glob("*_*")):
         host, _, port = path.name.rpartition("_")
         if port.isdecimal():
             found.append(Address(host, int(port)))
     return found
 
 
-def _base() -> Path:
+def spool_base() -> Path:
+    """Return the directory that holds the spools of all deployments; it may be missing."""
     return Path(os.environ.get(SPOOL_VARIABLE) or DEFAULT_SPOOL).expanduser()
 
 

@@ -18,7 +18,6 @@ import pytest
 
 from chronolog_hpc import cli
 from chronolog_hpc.cli.arguments import size_bytes, whole_number
-from chronolog_hpc.cli.launch import Launch, detect
 from tests.store.holding import as_nobody
 from tests.support import launch, processes
 from tests.support.requirements import require
@@ -240,23 +239,6 @@ def test_whole_numbers_have_bounds() -> None:
 
 
 # -- alone or not --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, Launch(0, 1, None)),
-        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, Launch(0, 1, None)),
-        ({"PMI_RANK": "2", "PMI_SIZE": "4"}, Launch(2, 4, "PMI_RANK")),
-        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "PMIX_RANK": "1"}, Launch(1, 2, "OMPI_COMM_WORLD_RANK")),
-        ({"PMIX_RANK": "3"}, Launch(3, None, "PMIX_RANK")),
-        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8"}, Launch(5, 8, "SLURM_PROCID")),
-        ({"PMI_RANK": "x", "PMI_SIZE": "4"}, Launch(0, 1, None)),
-    ],
-)  # fmt: skip
-def test_who_has_started_this_process(environment: dict[str, str], expected: Launch) -> None:
-    assert detect(environment) == expected
-    assert detect(environment).alone == (expected.size == 1)
 
 
 @pytest.fixture
