@@ -247,9 +247,13 @@ class Link:
     def _send_all(self, connection: Connection, stream: int, shipment: Shipment) -> bool:
         """Send all that there is, as far as there is room on the way; return whether there was something."""
         sent = False
-        while self._in_flight_bytes < WINDOW_BYTES and self._send_next(connection, stream, shipment):
+        while self._has_room(shipment) and self._send_next(connection, stream, shipment):
             sent = True
         return sent
+
+    def _has_room(self, shipment: Shipment) -> bool:
+        """Tell whether another block may be sent; of what was refused only one, until the keeper takes it."""
+        return self._in_flight_bytes < WINDOW_BYTES and not (shipment.refusals and shipment.in_flight)
 
     def _send_next(self, connection: Connection, stream: int, shipment: Shipment) -> bool:
         outbox = shipment.outbox

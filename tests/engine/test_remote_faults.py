@@ -3,6 +3,7 @@
 import os
 import pathlib
 import random
+import resource
 import signal
 import sys
 import time
@@ -12,11 +13,14 @@ import pytest
 
 from py_chronolog_client.clock import SystemClock
 from py_chronolog_client.engine.base import Writer, WriterOptions
+from py_chronolog_client.engine.connection import Connection
 from py_chronolog_client.engine.remote import RemoteEngine
 from py_chronolog_client.errors import AcquiredError
 from py_chronolog_client.identity import new_client_id
 from py_chronolog_client.tokens import new_secret, write_tokens
+from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.handshake import SERVICE_NAME
+from py_chronolog_client.wire.messages import unpack_ids
 from tests.store.writing import seeded
 from tests.support import processes
 from tests.support.counts import soak
@@ -191,6 +195,35 @@ def test_a_full_spool_refuses_events_and_counts_them(
     writer.close()
     assert len(records(engine)) == accepted + 1
     engine.close()
+
+
+def test_a_keeper_that_takes_nothing_is_asked_with_one_block_at_a_time(
+    deployment: Deployment, engine: RemoteEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    keeper = deployment.keepers[0]
+    limit = resource.RLIMIT_FSIZE
+    free = resource.prlimit(keeper.process.pid, limit, (2**20, resource.RLIM_INFINITY))
+    writer = open_writer(engine)
+    logged = [b"%d" % number + b"x" * 100_000 for number in range(200)]
+    assert all(map(writer.log_event, logged))
+
+    def counters() -> dict[str, int]:
+        connection = Connection(keeper.address, deployment.services, "keeper")
+        told = connection.ask(messages.ReadCounters(), messages.Counters)
+        connection.close()
+        return dict(zip(told.names, unpack_ids(told.now), strict=True))
+
+    eventually(lambda: counters()["blocks_refused"] >= 1)
+    before = counters()
+    eventually(lambda: counters()["blocks_refused"] >= before["blocks_refused"] + 3)
+    after = counters()
+    times = after["blocks_refused"] - before["blocks_refused"] + 1
+    assert after["bytes_in"] - before["bytes_in"] < times * 4 * 2**20
+    assert any(f"{keeper.directory}: the keeper of n0 cannot write there" in line for line in caplog.messages)
+    resource.prlimit(keeper.process.pid, limit, free)
+    assert writer.flush() == len(logged)
+    assert records(engine) == logged
+    writer.close()
 
 
 @pytest.mark.slow
