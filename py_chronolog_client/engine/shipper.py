@@ -42,6 +42,9 @@ class Shipper:
     """Ships what is handed to it, in a thread of its own.
 
     Thread safety: everything, also from a signal handler: nothing waits for a lock.
+
+    Attributes:
+        problems: client id of a dead process, or a child -> why nothing was shipped when that was tried last.
     """
 
     def __init__(self, visor: Address, identity: Identity, spool: EmbeddedEngine) -> None:
@@ -58,6 +61,7 @@ class Shipper:
         self._visor: Connection | None = None
         self._visor_retry_at_s = 0.0
         self._check_at_s = 0.0
+        self.problems: dict[int, ChronoLogError] = {}
         self._shipments: list[Shipment] = []
         self._links: dict[Address, Link] = {}
         self._adopt_at_s = 0.0
@@ -89,6 +93,11 @@ class Shipper:
         """Ship at once what there is of one client."""
         shipment.look_at_s = 0.0
         self.wake()
+
+    def has_given_up(self, client_id: int) -> bool:
+        """Tell whether nothing more of such a client is shipped; `problems` has the reason."""
+        known = any(shipment.client_id == client_id for shipment in self._shipments)
+        return client_id in self.problems and not known
 
     def wake(self) -> None:
         """Look at once whether there is something to do."""
@@ -154,7 +163,7 @@ class Shipper:
 
     def _place(self, shipment: Shipment) -> None:
         """Acquire the story for a shipment, and put it on the link to its keeper."""
-        if time.monotonic() < shipment.retry_at_s:
+        if time.monotonic() < max(shipment.retry_at_s, self._visor_retry_at_s):
             return
         shipment.retry_at_s = time.monotonic() + RETRY_S
         request = messages.Acquire(
@@ -179,6 +188,7 @@ class Shipper:
         except ChronoLogError as error:
             self._refuse(shipment, error, final=not isinstance(error, NoKeepersError))
             return
+        self.problems.pop(shipment.client_id, None)
         shipment.said, shipment.uid, shipment.ticket = visor, acquired.uid, acquired.ticket
         address = Address(acquired.keeper_host, acquired.keeper_port)
         if shipment.address != address:
@@ -188,6 +198,8 @@ class Shipper:
 
     def _refuse(self, shipment: Shipment, error: ChronoLogError, *, final: bool) -> None:
         """Note that a story was not acquired: for good if nobody has written yet, or nothing will change it."""
+        if shipment.adopted:
+            self.problems[shipment.client_id] = error
         if shipment.outbox is None or final:
             shipment.error = error
 
@@ -197,6 +209,8 @@ class Shipper:
         shipment.over_at_s = shipment.over_at_s or now_s
         if shipment.uid and not self._release(shipment) and now_s < shipment.over_at_s + _RELEASE_S:
             return
+        if shipment.adopted and shipment.error is not None:
+            self.problems[shipment.client_id] = shipment.error
         self._shipments.remove(shipment)
         self._take_off(shipment)
         if shipment.adopted and shipment.error is None and shipment.outbox is not None:

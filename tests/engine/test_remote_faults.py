@@ -302,7 +302,17 @@ def test_a_story_that_was_destroyed_and_made_again_gets_no_old_events(
     deployment: Deployment, engine: RemoteEngine
 ) -> None:
     leave_something_behind(deployment)
+    destroy(engine)
+    writer = open_writer(engine)
+    writer.log_event("new")
+    writer.flush()
+    time_out = time.monotonic() + 1.0
+    while time.monotonic() < time_out:
+        assert records(engine) == [b"new"]
+    writer.close()
 
+
+def destroy(engine: RemoteEngine) -> None:
     def destroyed() -> bool:
         try:
             engine.destroy_story(CHRONICLE, STORY)
@@ -311,13 +321,6 @@ def test_a_story_that_was_destroyed_and_made_again_gets_no_old_events(
         return True
 
     eventually(destroyed)
-    writer = open_writer(engine)
-    writer.log_event("new")
-    writer.flush()
-    time_out = time.monotonic() + 1.0
-    while time.monotonic() < time_out:
-        assert records(engine) == [b"new"]
-    writer.close()
 
 
 def run_drain(deployment: Deployment, timeout_s: float) -> tuple[int, str]:
@@ -341,3 +344,19 @@ def test_drain_ships_what_is_left_and_names_what_it_cannot(
     assert run_drain(deployment, 30.0) == (0, "")
     assert records(engine) == [b"%d" % number for number in range(20_000)]
     assert not spooled(deployment)
+
+
+def test_drain_says_why_something_stays_and_does_not_wait_for_what_will_not_happen(
+    deployment: Deployment, engine: RemoteEngine
+) -> None:
+    leave_something_behind(deployment)
+    address = deployment.visor.address
+    deployment.visor.kill()
+    code, said = run_drain(deployment, 0.5)
+    assert (code, f"nothing answers at {address}" in said) == (1, True), said
+    deployment.visor.start()
+    destroy(engine)
+    began_s = time.monotonic()
+    code, said = run_drain(deployment, 50.0)
+    assert (code, f": the story '{STORY}' of the chronicle" in said) == (1, True), said
+    assert time.monotonic() - began_s < 40.0
