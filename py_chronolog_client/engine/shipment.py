@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from py_chronolog_client.engine.connection import Address, Connection
+from py_chronolog_client.engine.portal import RETRY_S, Question
 from py_chronolog_client.errors import ChronoLogError, DamageError, ErrorCode, NotConnectedError
 from py_chronolog_client.store.outbox import Outbox
 from py_chronolog_client.wire import messages
@@ -24,8 +25,6 @@ from py_chronolog_client.wire.messages import Message
 
 WINDOW_BYTES = 16 * 2**20
 """So much may be under way on a link without an answer."""
-RETRY_S = 0.25
-"""After a keeper could not be reached, it is left alone for so long."""
 GATHER_S = 0.004
 """Events that come one after another are gathered for so long."""
 _AWAKE_S = 0.02
@@ -65,6 +64,8 @@ class Shipment:
         error: why nothing can be shipped any more.
         done: whether everything is there, the client's goodbye too, and the story is given up.
         said: the connection to the visor over which the story was acquired last.
+        acquiring: what the visor was asked to give, and has not answered.
+        releasing: what it was asked to take back, likewise.
         retry_at_s: before that the visor is not asked again, by time.monotonic().
         over_at_s: when it was first found to be over; 0.0 before.
         refusals: how often the keeper has refused a block since the last that it took.
@@ -98,6 +99,8 @@ class Shipment:
         self.error: ChronoLogError | None = None
         self.done = False
         self.said: Connection | None = None
+        self.acquiring: Question | None = None
+        self.releasing: Question | None = None
         self.retry_at_s = self.over_at_s = 0.0
         self.in_flight: deque[int] = deque()
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -310,6 +311,29 @@ def test_a_story_that_was_destroyed_and_made_again_gets_no_old_events(
     while time.monotonic() < time_out:
         assert records(engine) == [b"new"]
     writer.close()
+
+
+def test_a_visor_that_hangs_holds_no_event_up(deployment: Deployment, engine: RemoteEngine) -> None:
+    writer = open_writer(engine)
+    options = WriterOptions(new_client_id(), SystemClock())
+    with ThreadPoolExecutor(1) as pool:
+        deployment.visor.signal(signal.SIGSTOP)
+        try:
+            opening = pool.submit(engine.open_writer, CHRONICLE, "another", {}, options)
+            until_s = time.monotonic() + 1.0
+            flushes = 0
+            while time.monotonic() < until_s:
+                flushes += 1
+                assert writer.log_event("meanwhile")
+                assert writer.flush(timeout_s=8.0) == flushes
+        finally:
+            deployment.visor.signal(signal.SIGCONT)
+        other = opening.result(30.0)
+    assert other.log_event("afterwards")
+    assert other.flush() == 1
+    for finished in (writer, other):
+        finished.close()
+    engine.destroy_story(CHRONICLE, STORY)
 
 
 def destroy(engine: RemoteEngine) -> None:
