@@ -25,6 +25,8 @@ from py_chronolog_client.wire.messages import Message
 
 WINDOW_BYTES = 16 * 2**20
 """So much may be under way on a link without an answer."""
+WINDOW_BLOCKS = 32
+"""So many blocks of one client may be: what it logs while a keeper is busy shares the next one."""
 GATHER_S = 0.004
 """Events that come one after another are gathered for so long."""
 _AWAKE_S = 0.02
@@ -256,7 +258,8 @@ class Link:
 
     def _has_room(self, shipment: Shipment) -> bool:
         """Tell whether another block may be sent; of what was refused only one, until the keeper takes it."""
-        return self._in_flight_bytes < WINDOW_BYTES and not (shipment.refusals and shipment.in_flight)
+        blocks = 1 if shipment.refusals else WINDOW_BLOCKS
+        return self._in_flight_bytes < WINDOW_BYTES and len(shipment.in_flight) < blocks
 
     def _send_next(self, connection: Connection, stream: int, shipment: Shipment) -> bool:
         outbox = shipment.outbox

@@ -16,6 +16,7 @@ from py_chronolog_client.clock import SystemClock
 from py_chronolog_client.engine.base import Writer, WriterOptions
 from py_chronolog_client.engine.connection import Connection
 from py_chronolog_client.engine.remote import RemoteEngine
+from py_chronolog_client.engine.shipment import WINDOW_BLOCKS
 from py_chronolog_client.errors import AcquiredError
 from py_chronolog_client.identity import new_client_id
 from py_chronolog_client.tokens import new_secret, write_tokens
@@ -198,6 +199,36 @@ def test_a_full_spool_refuses_events_and_counts_them(
     engine.close()
 
 
+def counters(deployment: Deployment) -> dict[str, int]:
+    connection = Connection(deployment.keepers[0].address, deployment.services, "keeper")
+    told = connection.ask(messages.ReadCounters(), messages.Counters)
+    connection.close()
+    return dict(zip(told.names, unpack_ids(told.now), strict=True))
+
+
+def test_what_is_logged_while_a_keeper_is_busy_shares_a_block(
+    deployment: Deployment, engine: RemoteEngine
+) -> None:
+    writer = open_writer(engine)
+    writer.log_event("before")
+    assert writer.flush() == 1
+    before = counters(deployment)
+    deployment.keepers[0].signal(signal.SIGSTOP)
+    try:
+        logged = 1
+        until_s = time.monotonic() + 1.0
+        while time.monotonic() < until_s:
+            assert writer.log_event("meanwhile")
+            logged += 1
+            time.sleep(0.002)  # so that each look of the shipper finds one or two
+    finally:
+        deployment.keepers[0].signal(signal.SIGCONT)
+    assert writer.flush() == logged
+    questions_and_rest = 8
+    assert counters(deployment)["requests"] - before["requests"] <= WINDOW_BLOCKS + questions_and_rest
+    writer.close()
+
+
 def test_a_keeper_that_takes_nothing_is_asked_with_one_block_at_a_time(
     deployment: Deployment, engine: RemoteEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -208,16 +239,13 @@ def test_a_keeper_that_takes_nothing_is_asked_with_one_block_at_a_time(
     logged = [b"%d" % number + b"x" * 100_000 for number in range(200)]
     assert all(map(writer.log_event, logged))
 
-    def counters() -> dict[str, int]:
-        connection = Connection(keeper.address, deployment.services, "keeper")
-        told = connection.ask(messages.ReadCounters(), messages.Counters)
-        connection.close()
-        return dict(zip(told.names, unpack_ids(told.now), strict=True))
+    def refused() -> int:
+        return counters(deployment)["blocks_refused"]
 
-    eventually(lambda: counters()["blocks_refused"] >= 1)
-    before = counters()
-    eventually(lambda: counters()["blocks_refused"] >= before["blocks_refused"] + 3)
-    after = counters()
+    eventually(lambda: refused() >= 1)
+    before = counters(deployment)
+    eventually(lambda: refused() >= before["blocks_refused"] + 3)
+    after = counters(deployment)
     times = after["blocks_refused"] - before["blocks_refused"] + 1
     assert after["bytes_in"] - before["bytes_in"] < times * 4 * 2**20
     assert any(f"{keeper.directory}: the keeper of n0 cannot write there" in line for line in caplog.messages)
