@@ -8,6 +8,7 @@ there.
 
 from __future__ import annotations
 
+import errno
 import getpass
 import os
 import re
@@ -49,6 +50,11 @@ def read_tokens(path: Path) -> dict[str, bytes]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotAuthorizedError(
+                f"{path}: the token file is a symbolic link, which somebody else could have put there: name the file "
+                f"itself in {TOKEN_VARIABLE}"
+            ) from error
         raise NotAuthorizedError(
             f"{path}: the token file cannot be read ({error.strerror}): copy it from the deployment, mode 0600, or name "
             f"another in {TOKEN_VARIABLE}"

@@ -183,9 +183,7 @@ def test_a_symbolic_link_in_a_directory_of_all(shared: pathlib.Path) -> None:
     link = shared / "tokens"
     as_user(4711, 4711, lambda: link.symlink_to(mine))
     said = str(as_user(NOBODY, NOBODY, lambda: error_of_reading(link)))
-    assert said.startswith(
-        f"NotAuthorizedError: {link}: the token file cannot be read (Too many levels of symbolic"
-    )
+    assert said.startswith(f"NotAuthorizedError: {link}: the token file is a symbolic link")
 
 
 @pytest.mark.parametrize("what", ["directory", "fifo", "missing", "dangling", "link"])

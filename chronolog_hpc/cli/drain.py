@@ -48,8 +48,8 @@ def prepare(args: argparse.Namespace) -> Job:
         host = socket.gethostname()
         left = [
             f"not shipped: client {orphan.client_id:016x} of story {orphan.story!r} of {orphan.chronicle!r}, on {host} in "
-            f"{orphan.directory}\n"
-            for orphan in drain(args.timeout)
+            f"{orphan.directory}{why and ': '}{why}\n"
+            for orphan, why in drain(args.timeout)
         ]
         with Team(comm) as team:
             lines = sorted({line for lines in team.allgather(left) for line in lines})

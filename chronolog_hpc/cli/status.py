@@ -98,7 +98,7 @@ def _spool(spool: dict[str, Any]) -> list[str]:
     lines = [f"spool {spool['directory']}: {spool['clients']} clients, {most}{_left(spool)} not shipped"]
     lines += [
         f"  client {orphan['client_id']} of story {orphan['story']!r} of {orphan['chronicle']!r} is dead: {most}"
-        f"{_left(orphan)} not shipped: 'chronolog drain' ships them"
+        f"{_left(orphan)} not shipped: 'chronolog drain' ships them, or says why not"
         for orphan in spool["orphans"]
     ]
     return lines

@@ -153,7 +153,7 @@ def _spool(path: Path, waiting: list[Waiting], *, known: bool) -> dict[str, Any]
                 "bytes": client.left.size_bytes,
             }
             for client in waiting
-            if client.is_dead
+            if client.is_dead and client.left.events
         ],
     }
 

@@ -30,6 +30,7 @@ from py_chronolog_client.errors import (
     InvalidArgumentError,
     NotFoundError,
     ProtocolError,
+    StoreError,
 )
 from py_chronolog_client.store.intake import Intake
 from py_chronolog_client.wire import messages
@@ -223,6 +224,9 @@ class Keeper(StoreService):
         stream.session.counts["blocks_refused"] += 1
         if stream.entry.is_retired:
             error = NotFoundError(f"the story {stream.place.story!r:.200} was destroyed")
+        elif isinstance(error, OSError) and not isinstance(error, ChronoLogError):
+            reason = f"the keeper of {self._node} cannot write there: {error.strerror or error}"
+            error = StoreError(self._stories.root.path, reason)
         stream.session.log(logging.WARNING, f"a block of {stream.place} is refused: {error}")
         with contextlib.suppress(GoneError):
             await stream.session.send(refusal_of(stream.number, error))

@@ -146,14 +146,15 @@ def _drain_here(visor: Address, run: RunDirectory, timeout_s: float, given_up: E
     except (ChronoLogError, OSError) as error:
         logger.warning("the spool is not drained: %s", error)
         return
-    for client in left:
+    for client, why in left:
         logger.warning(
-            "not shipped: client %016x of story %r of %r, whose process %s: at most %d events",
+            "not shipped: client %016x of story %r of %r, whose process %s: at most %d events%s",
             client.client_id,
             client.story,
             client.chronicle,
             "is dead" if client.is_dead else "lives",
             client.left.events,
+            why and f": {why}",
         )
 
 

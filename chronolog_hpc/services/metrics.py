@@ -88,7 +88,7 @@ def _of_spools(spools: Iterable[Mapping[str, Any]]) -> Iterator[_Family]:
         ("spool_clients", "Clients that have files in the spool.", lambda spool: spool["clients"]),
         (
             "spool_orphans",
-            "Clients in the spool whose processes are dead: 'chronolog drain' ships them.",
+            "Clients with events in the spool whose processes are dead: 'chronolog drain' ships them.",
             lambda spool: len(spool["orphans"]),
         ),
         ("spool_events", "Events in the spool that no keeper has.", lambda spool: spool["events"]),

@@ -1,4 +1,4 @@
-"""ChronoVisor: the catalog of a deployment, who holds which story, and where keepers, grapher and players are.
+"""ChronoVisor: the catalog of a deployment, and who holds which story; `members` knows where all others are.
 
 Names and attributes are in a store directory like any other, without events; what else has to survive a restart is in
 the ledger beside it.
@@ -7,25 +7,24 @@ An acquisition belongs to the connection over which it was asked for. When that 
 after a grace time, within which a client that has lost its connection, or its visor, acquires again.
 
 A story's uid is the time of its creation there. A keeper that learns of a story with a higher uid forgets the one it
-had under that name. Who has to forget what is remembered until he has said that it is done.
+had under that name.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from chronolog_hpc.services.ledger import ARCHIVE, Debt, Home, Ledger, Story
+from chronolog_hpc.services.ledger import Debt, Home, Ledger, Story
+from chronolog_hpc.services.members import Members
 from chronolog_hpc.services.permissions import Permissions, Right, owned
 from chronolog_hpc.services.policy import Policy
+from chronolog_hpc.services.rundir import KEEPER, PLAYER
 from chronolog_hpc.services.server import Service
-from chronolog_hpc.services.session import Body, GoneError, Session
+from chronolog_hpc.services.session import Body, Session
 from chronolog_hpc.services.tenancy import Tenancy
 from chronolog_hpc.services.tickets import Passage, ticket_for
 from py_chronolog_client.engine.connection import Address
@@ -46,12 +45,7 @@ from py_chronolog_client.wire.messages import Message
 GRACE_S = 10.0
 """An acquisition outlives its connection by so long, and a visor's restart."""
 
-_PATIENCE_S = 1.5
-"""So long somebody who needs a keeper waits for one that is known and away: restarting takes less."""
-_SETTLING_S = 5.0
-"""So long after its start a visor waits for keepers that somebody wants to read from."""
 _NAMES_BYTES = 2**20
-_KEEPER, _GRAPHER, _PLAYER = "keeper", "grapher", "player"
 
 logger = logging.getLogger("chronolog_hpc.services")
 
@@ -61,23 +55,6 @@ class _Hold(NamedTuple):
 
     story: Story
     client_id: int
-
-
-@dataclass(eq=False, slots=True)
-class _Member:
-    """A keeper, grapher or player, from its registration to the end of its connection."""
-
-    session: Session
-    service: str
-    node: str
-    address: Address
-    asked: deque[tuple[Debt, asyncio.Future[None]]] = field(default_factory=deque)
-    """What it has to forget; it was told the first."""
-
-    @property
-    def debtor(self) -> str:
-        """Under which name it owes something in the ledger: players never do."""
-        return {_KEEPER: self.node, _GRAPHER: ARCHIVE}.get(self.service, "")
 
 
 class Visor(Service):
@@ -104,16 +81,14 @@ class Visor(Service):
         self._identity = identity
         self._grace_s = grace_s
         self._changing = asyncio.Lock()
-        self._members_changed = asyncio.Condition()
-        self._members: dict[tuple[str, str], _Member] = {}
-        self._member_of: dict[Session, _Member] = {}
+        self._members = Members(self._ledger)
         self._holds: dict[_Hold, Session | None] = {}
         self._holds_of: dict[Session, set[_Hold]] = {}
         self._lapses: dict[_Hold, asyncio.TimerHandle] = {}
         self._background: set[asyncio.Task[None]] = set()
 
     async def started(self, address: Address) -> None:
-        self._started_s = asyncio.get_running_loop().time()
+        self._members.begin()
         await asyncio.to_thread(self._forget_what_is_gone)
         for story, holders in self._ledger.holders.items():
             for client_id in holders:
@@ -130,20 +105,13 @@ class Visor(Service):
     async def ended(self, session: Session) -> None:
         for hold in self._holds_of.pop(session, set()):
             self._let_lapse(hold)
-        member = self._member_of.pop(session, None)
-        if member is not None:
-            for _, answered in member.asked:
-                answered.cancel()
-            if self._members.get((member.service, member.node)) is member:
-                del self._members[member.service, member.node]
-                logger.info("the %s of %s at %s is gone", member.service, member.node, member.address)
+        self._members.gone(session)
 
     def levels(self) -> dict[str, int]:
-        services = [service for service, _ in self._members]
         return {
             "acquired": len(self._holds),
-            "keepers": services.count(_KEEPER),
-            "players": services.count(_PLAYER),
+            "keepers": self._members.count(KEEPER),
+            "players": self._members.count(PLAYER),
         }
 
     async def answer(self, session: Session, message: Message, body: Body) -> None:  # noqa: C901  one case a request
@@ -184,9 +152,9 @@ class Visor(Service):
                 await session.send(await self._locate(Story(chronicle, story)))
             case messages.Register():
                 self.require_service(session, message)
-                await self._register(session, message)
-            case messages.Done() | messages.Failure() if session in self._member_of:
-                await self._hear(self._member_of[session], message)
+                await self._members.register(session, message)
+            case messages.Done() | messages.Failure() if self._members.owes_answer(session):
+                await self._members.hear(session, message)
             case _:
                 raise self.unknown(message)
 
@@ -200,7 +168,7 @@ class Visor(Service):
         if not 0 <= hold.client_id < 2**63:
             raise InvalidArgumentError(f"{hold.client_id} is no client id: it is not between 0 and 2**63 - 1")
         await asyncio.to_thread(self._catalog.chronicle_attributes, message.chronicle)
-        keeper = await self._keeper_for(hold, message.host)
+        keeper = await self._members.keeper_for(*hold, message.host, patiently=hold not in self._holds)
         async with self._changing:
             uid = await asyncio.to_thread(self._story_for, session.name, message)
             home = self._ledger.homes.get(hold.story, {}).get(hold.client_id, Home(keeper.node, session.name))
@@ -298,14 +266,7 @@ class Visor(Service):
             uid = await asyncio.to_thread(self._remove, story)
             self._ledger.note_destroyed(story, uid)
         await self._ledger.saved()
-        debt = Debt(*story, uid)
-        answers = [
-            await self._ask_to_forget(member, debt)
-            for member in list(self._member_of.values())
-            if debt in self._ledger.debts.get(member.debtor, [])
-        ]
-        if answers:
-            await asyncio.wait(answers, timeout=_PATIENCE_S)
+        await self._members.forget(Debt(*story, uid))
 
     def _remove(self, story: Story) -> int:
         """Remove a story, or a chronicle, from the catalog; return the highest uid that may have been in it."""
@@ -324,123 +285,16 @@ class Visor(Service):
             except NotFoundError:
                 self._ledger.note_destroyed(story, self._ledger.last_uid)
 
-    # -- keepers, grapher and players --
-
-    async def _register(self, session: Session, message: messages.Register) -> None:
-        if message.service not in (_KEEPER, _GRAPHER, _PLAYER):
-            raise InvalidArgumentError(
-                f"a {message.service!r:.40} cannot register: only keepers, graphers and players do"
-            )
-        address = Address(message.host, message.port)
-        member = _Member(session, message.service, message.node, address)
-        self._member_of[session] = member
-        if member.service == _GRAPHER and member.node != self._ledger.grapher:
-            self._ledger.note_grapher(member.node)
-            await self._ledger.saved()
-        for debt in list(self._ledger.debts.get(member.debtor, [])):
-            await self._ask_to_forget(member, debt)
-        if not member.asked:
-            await self._welcome(member)
-
-    async def _ask_to_forget(self, member: _Member, debt: Debt) -> asyncio.Future[None]:
-        """Tell a member to forget something; return what is done when it has answered."""
-        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        member.asked.append((debt, answered))
-        if len(member.asked) == 1:
-            await self._ask_next(member)
-        return answered
-
-    async def _ask_next(self, member: _Member) -> None:
-        """Tell a member to forget one thing: it is told the next when it has answered."""
-        with suppress(GoneError):  # it is told again when it registers
-            await member.session.send(messages.Drop(*member.asked[0][0]))
-
-    async def _hear(self, member: _Member, answer: Message) -> None:
-        """Take note of a member's answer to the oldest Drop."""
-        if not member.asked:
-            raise self.unknown(answer)
-        debt, answered = member.asked.popleft()
-        if isinstance(answer, messages.Done):
-            self._ledger.note_dropped(member.debtor, debt)
-            await self._ledger.saved()
-        else:
-            member.session.log(logging.WARNING, f"has not forgotten {debt.name!r:.200}: {answer}")
-        if not answered.done():
-            answered.set_result(None)
-        if member.asked:
-            await self._ask_next(member)
-        elif self._members.get((member.service, member.node)) is not member:
-            await self._welcome(member)
-
-    async def _welcome(self, member: _Member) -> None:
-        """Let a member that has nothing more to forget be found."""
-        self._members[member.service, member.node] = member
-        logger.info("the %s of %s is at %s", member.service, member.node, member.address)
-        await member.session.send(messages.Done())
-        async with self._members_changed:
-            self._members_changed.notify_all()
-
-    async def _keeper_for(self, hold: _Hold, host: str) -> _Member:
-        """Return the keeper of a client: where it has events, else on its host, else one that its id chooses.
-
-        Raises:
-            NoKeepersError: it is away.
-        """
-        home = self._ledger.homes.get(hold.story, {}).get(hold.client_id)
-
-        def found() -> _Member | None:
-            if home is not None:
-                return self._members.get((_KEEPER, home.node))
-            nodes = sorted(node for service, node in self._members if service == _KEEPER)
-            if not nodes:
-                return None
-            return self._members[_KEEPER, host if host in nodes else nodes[hold.client_id % len(nodes)]]
-
-        if hold not in self._holds and self._ledger.homes:
-            await self._wait_for_members(lambda: found() is not None, _PATIENCE_S)
-        keeper = found()
-        if keeper is None:
-            raise NoKeepersError(
-                "there is no ChronoKeeper: start one ('chronolog status' shows what runs)"
-                if home is None
-                else f"the ChronoKeeper of {home.node}, which has the events of this client, is away: start it again"
-            )
-        return keeper
-
     async def _locate(self, story: Story) -> messages.Located:
         uid = await asyncio.to_thread(self._catalog.story_created_ns, *story)
         attributes = await asyncio.to_thread(self._attributes, story)
-        nodes = sorted({home.node for home in self._ledger.homes.get(story, {}).values()})
-        wanted = [(_KEEPER, node) for node in nodes]
-        if self._ledger.grapher:
-            wanted.append((_GRAPHER, self._ledger.grapher))
-        left_s = self._started_s + _SETTLING_S - asyncio.get_running_loop().time()
-        if left_s > 0:
-            await self._wait_for_members(
-                lambda: all(member in self._members for member in wanted), min(left_s, _PATIENCE_S)
-            )
-        found = {service: list[str]() for service in (_KEEPER, _GRAPHER)}
-        for service, node in wanted:
-            member = self._members.get((service, node))
-            found[service].append(str(member.address if member else Address(node, 0)))
-        return messages.Located(uid, found[_KEEPER], "".join(found[_GRAPHER]), attributes)
+        keepers, grapher = await self._members.holding(story)
+        return messages.Located(uid, keepers, grapher, attributes)
 
     def _attributes(self, story: Story) -> dict[str, str]:
         """Return the attributes of a story, and those of its chronicle that it has not itself."""
         of_chronicle = self._catalog.chronicle_attributes(story.chronicle)
         return {**of_chronicle, **self._catalog.story_attributes(*story)}
-
-    async def _wait_for_members(self, is_there: Callable[[], bool], timeout_s: float) -> None:
-        """Wait until somebody is registered, but not for ever."""
-
-        async def wait() -> None:
-            async with self._members_changed:
-                await self._members_changed.wait_for(is_there)
-
-        try:
-            await asyncio.wait_for(wait(), timeout_s)
-        except asyncio.TimeoutError:
-            return
 
 
 def _named(chronicle: str, story: str) -> Story:

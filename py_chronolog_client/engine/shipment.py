@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from py_chronolog_client.engine.connection import Address, Connection
+from py_chronolog_client.engine.portal import RETRY_S, Question
 from py_chronolog_client.errors import ChronoLogError, DamageError, ErrorCode, NotConnectedError
 from py_chronolog_client.store.outbox import Outbox
 from py_chronolog_client.wire import messages
@@ -24,8 +25,8 @@ from py_chronolog_client.wire.messages import Message
 
 WINDOW_BYTES = 16 * 2**20
 """So much may be under way on a link without an answer."""
-RETRY_S = 0.25
-"""After a keeper could not be reached, it is left alone for so long."""
+WINDOW_BLOCKS = 32
+"""So many blocks of one client may be: what it logs while a keeper is busy shares the next one."""
 GATHER_S = 0.004
 """Events that come one after another are gathered for so long."""
 _AWAKE_S = 0.02
@@ -65,6 +66,8 @@ class Shipment:
         error: why nothing can be shipped any more.
         done: whether everything is there, the client's goodbye too, and the story is given up.
         said: the connection to the visor over which the story was acquired last.
+        acquiring: what the visor was asked to give, and has not answered.
+        releasing: what it was asked to take back, likewise.
         retry_at_s: before that the visor is not asked again, by time.monotonic().
         over_at_s: when it was first found to be over; 0.0 before.
         refusals: how often the keeper has refused a block since the last that it took.
@@ -98,6 +101,8 @@ class Shipment:
         self.error: ChronoLogError | None = None
         self.done = False
         self.said: Connection | None = None
+        self.acquiring: Question | None = None
+        self.releasing: Question | None = None
         self.retry_at_s = self.over_at_s = 0.0
         self.in_flight: deque[int] = deque()
 
@@ -247,9 +252,14 @@ class Link:
     def _send_all(self, connection: Connection, stream: int, shipment: Shipment) -> bool:
         """Send all that there is, as far as there is room on the way; return whether there was something."""
         sent = False
-        while self._in_flight_bytes < WINDOW_BYTES and self._send_next(connection, stream, shipment):
+        while self._has_room(shipment) and self._send_next(connection, stream, shipment):
             sent = True
         return sent
+
+    def _has_room(self, shipment: Shipment) -> bool:
+        """Tell whether another block may be sent; of what was refused only one, until the keeper takes it."""
+        blocks = 1 if shipment.refusals else WINDOW_BLOCKS
+        return self._in_flight_bytes < WINDOW_BYTES and len(shipment.in_flight) < blocks
 
     def _send_next(self, connection: Connection, stream: int, shipment: Shipment) -> bool:
         outbox = shipment.outbox

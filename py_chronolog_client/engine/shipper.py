@@ -1,7 +1,7 @@
 """The shipper: a thread that brings what the spool holds to the keepers, whatever happens to them.
 
-It owns all that needs a conversation: a connection to the visor, over which stories are acquired and released for as
-long as it lives, and a link to each keeper. The application's threads only hand it shipments and look at what has
+It owns all that needs a conversation: the portal of the visor, where stories are acquired and released for as long as
+the connection lives, and a link to each keeper. The application's threads only hand it shipments and look at what has
 become of them. Where the visor or a keeper is away it tries again and again; nobody waits for that but who has asked
 for a flush, and for no longer than he said.
 
@@ -18,10 +18,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from py_chronolog_client.engine.connection import Address, Connection, readable
+from py_chronolog_client.engine.connection import Address, readable
 from py_chronolog_client.engine.embedded import EmbeddedEngine
 from py_chronolog_client.engine.orphans import Orphan, claim, is_dead, orphans
-from py_chronolog_client.engine.shipment import RETRY_S, Link, Shipment
+from py_chronolog_client.engine.portal import RETRY_S, Portal
+from py_chronolog_client.engine.shipment import Link, Shipment
 from py_chronolog_client.errors import ChronoLogError, NoKeepersError, NotConnectedError
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.handshake import Identity
@@ -29,10 +30,10 @@ from py_chronolog_client.wire.handshake import Identity
 _PAUSE_S = 0.1
 """So often the thread looks around when nothing happens: whether it is time to try something again."""
 _CHECK_S = 0.5
-"""So often what says when it changes is looked at all the same: the visor, and clients that have said nothing."""
+"""So often clients that say when they have written are looked at all the same."""
 _ADOPT_EVERY_S = 5.0
 _POLL_S, _LONGEST_POLL_S = 0.0005, 0.05
-_ANSWER_S = 10.0
+_ACQUIRE_S = 10.0
 _RELEASE_S = 2.0
 
 logger = logging.getLogger("py_chronolog_client")
@@ -42,6 +43,9 @@ class Shipper:
     """Ships what is handed to it, in a thread of its own.
 
     Thread safety: everything, also from a signal handler: nothing waits for a lock.
+
+    Attributes:
+        problems: client id of a dead process, or a child -> why nothing was shipped when that was tried last.
     """
 
     def __init__(self, visor: Address, identity: Identity, spool: EmbeddedEngine) -> None:
@@ -55,9 +59,8 @@ class Shipper:
         self._address = visor
         self._identity = identity
         self._spool = spool
-        self._visor: Connection | None = None
-        self._visor_retry_at_s = 0.0
         self._check_at_s = 0.0
+        self.problems: dict[int, ChronoLogError] = {}
         self._shipments: list[Shipment] = []
         self._links: dict[Address, Link] = {}
         self._adopt_at_s = 0.0
@@ -65,12 +68,13 @@ class Shipper:
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
+        self._portal = Portal(visor, identity, self.wake)
         self._thread = threading.Thread(target=self._run, name="chronolog-shipper", daemon=True)
         self._thread.start()
 
     # -- for the application's threads --
 
-    def acquire(self, shipment: Shipment, timeout_s: float = _ANSWER_S) -> None:
+    def acquire(self, shipment: Shipment, timeout_s: float = _ACQUIRE_S) -> None:
         """Let the visor give the story to the shipment's client.
 
         Raises:
@@ -81,14 +85,17 @@ class Shipper:
         if not wait_until(lambda: shipment.address is not None or shipment.error is not None, timeout_s):
             shipment.error = NotConnectedError(f"the visor at {self._address} does not answer in time")
         if shipment.error is not None:
-            with suppress(ValueError):
-                self._shipments.remove(shipment)
             raise shipment.error
 
     def hurry(self, shipment: Shipment) -> None:
         """Ship at once what there is of one client."""
         shipment.look_at_s = 0.0
         self.wake()
+
+    def has_given_up(self, client_id: int) -> bool:
+        """Tell whether nothing more of such a client is shipped; `problems` has the reason."""
+        known = any(shipment.client_id == client_id for shipment in self._shipments)
+        return client_id in self.problems and not known
 
     def wake(self) -> None:
         """Look at once whether there is something to do."""
@@ -105,14 +112,11 @@ class Shipper:
 
     def forget(self) -> None:
         """Close what a forked child has inherited."""
-        self._hang_up()
-        self._wake_in.close()
-        self._wake_out.close()
-
-    def _hang_up(self) -> None:
         for link in self._links.values():
             link.close()
-        self._lose_visor()
+        self._portal.forget()
+        self._wake_in.close()
+        self._wake_out.close()
 
     # -- the thread --
 
@@ -124,7 +128,9 @@ class Shipper:
             except Exception:  # a defect here must not be the end of all shipping
                 logger.exception("the shipper goes on after an error")
             self._sleep(min(max(0.0, look_at_s - time.monotonic()), _PAUSE_S))
-        self._hang_up()
+        for link in self._links.values():
+            link.close()
+        self._portal.stop()
 
     def _sleep(self, pause_s: float) -> None:
         ears = [self._wake_out.fileno()]
@@ -137,7 +143,7 @@ class Shipper:
         """Do what can be done without waiting for anybody; return when to look again, by time.monotonic()."""
         self._check()
         for shipment in list(self._shipments):
-            if shipment.said is None or shipment.said is not self._visor:
+            if shipment.said is None or shipment.said is not self._portal.connection:
                 self._place(shipment)
         look_at_s = math.inf
         for link in list(self._links.values()):
@@ -153,33 +159,34 @@ class Shipper:
         return look_at_s
 
     def _place(self, shipment: Shipment) -> None:
-        """Acquire the story for a shipment, and put it on the link to its keeper."""
-        if time.monotonic() < shipment.retry_at_s:
+        """Let the visor give the story to a shipment, and put it on the link to its keeper when that is answered."""
+        question = shipment.acquiring
+        if question is None:
+            if time.monotonic() >= shipment.retry_at_s:
+                shipment.retry_at_s = time.monotonic() + RETRY_S
+                shipment.acquiring = self._portal.ask(
+                    messages.Acquire(
+                        shipment.chronicle,
+                        shipment.story,
+                        shipment.attributes,
+                        shipment.client_id,
+                        socket.gethostname(),
+                        shipment.uid,
+                    )
+                )
             return
-        shipment.retry_at_s = time.monotonic() + RETRY_S
-        request = messages.Acquire(
-            shipment.chronicle,
-            shipment.story,
-            shipment.attributes,
-            shipment.client_id,
-            socket.gethostname(),
-            shipment.uid,
-        )
-        try:
-            visor = self._connected()
-        except ChronoLogError as error:  # nobody is there, or nobody lets this client in: that may change
-            self._refuse(shipment, error, final=False)
+        if not question.is_done:
             return
-        try:
-            acquired = visor.ask(request, messages.Acquired, _ANSWER_S)
-        except NotConnectedError as error:
-            self._lose_visor()
-            self._refuse(shipment, error, final=False)
+        shipment.acquiring = None
+        if question.error is not None:
+            # A visor that cannot be reached, or lets nobody in, may do so later, and a keeper may come.
+            final = question.connection is not None and not isinstance(question.error, NoKeepersError)
+            self._refuse(shipment, question.error, final=final)
+        acquired = question.acquired
+        if acquired is None:
             return
-        except ChronoLogError as error:
-            self._refuse(shipment, error, final=not isinstance(error, NoKeepersError))
-            return
-        shipment.said, shipment.uid, shipment.ticket = visor, acquired.uid, acquired.ticket
+        self.problems.pop(shipment.client_id, None)
+        shipment.said, shipment.uid, shipment.ticket = question.connection, acquired.uid, acquired.ticket
         address = Address(acquired.keeper_host, acquired.keeper_port)
         if shipment.address != address:
             self._take_off(shipment)
@@ -188,31 +195,47 @@ class Shipper:
 
     def _refuse(self, shipment: Shipment, error: ChronoLogError, *, final: bool) -> None:
         """Note that a story was not acquired: for good if nobody has written yet, or nothing will change it."""
+        if shipment.adopted:
+            self.problems[shipment.client_id] = error
         if shipment.outbox is None or final:
             shipment.error = error
 
     def _finish(self, shipment: Shipment) -> None:
         """Release the story of a shipment that is over; where the visor stays away, it does so itself after a while."""
         now_s = time.monotonic()
-        shipment.over_at_s = shipment.over_at_s or now_s
-        if shipment.uid and not self._release(shipment) and now_s < shipment.over_at_s + _RELEASE_S:
+        if not shipment.over_at_s:
+            shipment.over_at_s, shipment.retry_at_s = now_s, 0.0
+        if shipment.acquiring is not None:
+            shipment.acquiring.is_off = True
+            if not shipment.acquiring.is_done:
+                return
+            self._place(shipment)
+        waits = now_s < shipment.over_at_s + _RELEASE_S
+        if shipment.uid and not self._is_released(shipment, now_s) and waits:
             return
+        if shipment.adopted and shipment.error is not None:
+            self.problems[shipment.client_id] = shipment.error
         self._shipments.remove(shipment)
         self._take_off(shipment)
         if shipment.adopted and shipment.error is None and shipment.outbox is not None:
             shipment.outbox.remove()
         shipment.done = True
 
-    def _release(self, shipment: Shipment) -> bool:
-        """Give a story up; return whether the visor knows it."""
-        try:
-            release = messages.Release(shipment.chronicle, shipment.story, shipment.client_id)
-            self._connected().ask(release, messages.Done, _ANSWER_S)
-        except NotConnectedError:
-            self._lose_visor()
+    def _is_released(self, shipment: Shipment, now_s: float) -> bool:
+        """Give a story up; tell whether the visor has answered that."""
+        question = shipment.releasing
+        if question is None:
+            if now_s >= shipment.retry_at_s:
+                release = messages.Release(shipment.chronicle, shipment.story, shipment.client_id)
+                shipment.releasing = self._portal.ask(release)
             return False
-        except ChronoLogError as error:
-            logger.debug("client %016x had lost its story before: %s", shipment.client_id, error)
+        if not question.is_done:
+            return False
+        if question.connection is None:
+            shipment.releasing, shipment.retry_at_s = None, now_s + RETRY_S
+            return False
+        if question.error is not None:
+            logger.debug("client %016x had lost its story before: %s", shipment.client_id, question.error)
         return True
 
     def _take_off(self, shipment: Shipment) -> None:
@@ -222,33 +245,12 @@ class Shipper:
                 link.close()
                 del self._links[address]
 
-    # -- the visor --
-
-    def _connected(self) -> Connection:
-        if self._visor is None:
-            if time.monotonic() < self._visor_retry_at_s:
-                raise NotConnectedError(f"the visor at {self._address} could not be reached a moment ago")
-            try:
-                self._visor = Connection(self._address, self._identity, "visor")
-            except ChronoLogError:
-                self._visor_retry_at_s = time.monotonic() + RETRY_S
-                raise
-        return self._visor
-
     def _check(self) -> None:
-        """Notice that the visor has ended the connection, so that all is acquired again; look at all clients."""
-        if time.monotonic() < self._check_at_s:
-            return
-        self._check_at_s = time.monotonic() + _CHECK_S
-        if self._visor is not None and not self._visor.is_alive():
-            self._lose_visor()
-        for shipment in self._shipments:
-            shipment.look_at_s = 0.0
-
-    def _lose_visor(self) -> None:
-        if self._visor is not None:
-            self._visor.close()
-        self._visor = None
+        """Look at all clients, whatever they have said."""
+        if time.monotonic() >= self._check_at_s:
+            self._check_at_s = time.monotonic() + _CHECK_S
+            for shipment in self._shipments:
+                shipment.look_at_s = 0.0
 
     # -- the dead --
 

@@ -3,20 +3,26 @@
 import os
 import pathlib
 import random
+import resource
 import signal
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from py_chronolog_client.clock import SystemClock
 from py_chronolog_client.engine.base import Writer, WriterOptions
+from py_chronolog_client.engine.connection import Connection
 from py_chronolog_client.engine.remote import RemoteEngine
+from py_chronolog_client.engine.shipment import WINDOW_BLOCKS
 from py_chronolog_client.errors import AcquiredError
 from py_chronolog_client.identity import new_client_id
 from py_chronolog_client.tokens import new_secret, write_tokens
+from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.handshake import SERVICE_NAME
+from py_chronolog_client.wire.messages import unpack_ids
 from tests.store.writing import seeded
 from tests.support import processes
 from tests.support.counts import soak
@@ -193,6 +199,62 @@ def test_a_full_spool_refuses_events_and_counts_them(
     engine.close()
 
 
+def counters(deployment: Deployment) -> dict[str, int]:
+    connection = Connection(deployment.keepers[0].address, deployment.services, "keeper")
+    told = connection.ask(messages.ReadCounters(), messages.Counters)
+    connection.close()
+    return dict(zip(told.names, unpack_ids(told.now), strict=True))
+
+
+def test_what_is_logged_while_a_keeper_is_busy_shares_a_block(
+    deployment: Deployment, engine: RemoteEngine
+) -> None:
+    writer = open_writer(engine)
+    writer.log_event("before")
+    assert writer.flush() == 1
+    before = counters(deployment)
+    deployment.keepers[0].signal(signal.SIGSTOP)
+    try:
+        logged = 1
+        until_s = time.monotonic() + 1.0
+        while time.monotonic() < until_s:
+            assert writer.log_event("meanwhile")
+            logged += 1
+            time.sleep(0.002)  # so that each look of the shipper finds one or two
+    finally:
+        deployment.keepers[0].signal(signal.SIGCONT)
+    assert writer.flush() == logged
+    questions_and_rest = 8
+    assert counters(deployment)["requests"] - before["requests"] <= WINDOW_BLOCKS + questions_and_rest
+    writer.close()
+
+
+def test_a_keeper_that_takes_nothing_is_asked_with_one_block_at_a_time(
+    deployment: Deployment, engine: RemoteEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    keeper = deployment.keepers[0]
+    limit = resource.RLIMIT_FSIZE
+    free = resource.prlimit(keeper.process.pid, limit, (2**20, resource.RLIM_INFINITY))
+    writer = open_writer(engine)
+    logged = [b"%d" % number + b"x" * 100_000 for number in range(200)]
+    assert all(map(writer.log_event, logged))
+
+    def refused() -> int:
+        return counters(deployment)["blocks_refused"]
+
+    eventually(lambda: refused() >= 1)
+    before = counters(deployment)
+    eventually(lambda: refused() >= before["blocks_refused"] + 3)
+    after = counters(deployment)
+    times = after["blocks_refused"] - before["blocks_refused"] + 1
+    assert after["bytes_in"] - before["bytes_in"] < times * 4 * 2**20
+    assert any(f"{keeper.directory}: the keeper of n0 cannot write there" in line for line in caplog.messages)
+    resource.prlimit(keeper.process.pid, limit, free)
+    assert writer.flush() == len(logged)
+    assert records(engine) == logged
+    writer.close()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(soak(120, 1800))
 @pytest.mark.parametrize("victim", ["keeper", "visor", "both"])
@@ -269,7 +331,40 @@ def test_a_story_that_was_destroyed_and_made_again_gets_no_old_events(
     deployment: Deployment, engine: RemoteEngine
 ) -> None:
     leave_something_behind(deployment)
+    destroy(engine)
+    writer = open_writer(engine)
+    writer.log_event("new")
+    writer.flush()
+    time_out = time.monotonic() + 1.0
+    while time.monotonic() < time_out:
+        assert records(engine) == [b"new"]
+    writer.close()
 
+
+def test_a_visor_that_hangs_holds_no_event_up(deployment: Deployment, engine: RemoteEngine) -> None:
+    writer = open_writer(engine)
+    options = WriterOptions(new_client_id(), SystemClock())
+    with ThreadPoolExecutor(1) as pool:
+        deployment.visor.signal(signal.SIGSTOP)
+        try:
+            opening = pool.submit(engine.open_writer, CHRONICLE, "another", {}, options)
+            until_s = time.monotonic() + 1.0
+            flushes = 0
+            while time.monotonic() < until_s:
+                flushes += 1
+                assert writer.log_event("meanwhile")
+                assert writer.flush(timeout_s=8.0) == flushes
+        finally:
+            deployment.visor.signal(signal.SIGCONT)
+        other = opening.result(30.0)
+    assert other.log_event("afterwards")
+    assert other.flush() == 1
+    for finished in (writer, other):
+        finished.close()
+    engine.destroy_story(CHRONICLE, STORY)
+
+
+def destroy(engine: RemoteEngine) -> None:
     def destroyed() -> bool:
         try:
             engine.destroy_story(CHRONICLE, STORY)
@@ -278,13 +373,6 @@ def test_a_story_that_was_destroyed_and_made_again_gets_no_old_events(
         return True
 
     eventually(destroyed)
-    writer = open_writer(engine)
-    writer.log_event("new")
-    writer.flush()
-    time_out = time.monotonic() + 1.0
-    while time.monotonic() < time_out:
-        assert records(engine) == [b"new"]
-    writer.close()
 
 
 def run_drain(deployment: Deployment, timeout_s: float) -> tuple[int, str]:
@@ -308,3 +396,19 @@ def test_drain_ships_what_is_left_and_names_what_it_cannot(
     assert run_drain(deployment, 30.0) == (0, "")
     assert records(engine) == [b"%d" % number for number in range(20_000)]
     assert not spooled(deployment)
+
+
+def test_drain_says_why_something_stays_and_does_not_wait_for_what_will_not_happen(
+    deployment: Deployment, engine: RemoteEngine
+) -> None:
+    leave_something_behind(deployment)
+    address = deployment.visor.address
+    deployment.visor.kill()
+    code, said = run_drain(deployment, 0.5)
+    assert (code, f"nothing answers at {address}" in said) == (1, True), said
+    deployment.visor.start()
+    destroy(engine)
+    began_s = time.monotonic()
+    code, said = run_drain(deployment, 50.0)
+    assert (code, f": the story '{STORY}' of the chronicle" in said) == (1, True), said
+    assert time.monotonic() - began_s < 40.0

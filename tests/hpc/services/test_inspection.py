@@ -19,7 +19,7 @@ from py_chronolog_client.errors import NotAuthorizedError
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.handshake import Identity
 from tests.hpc.services.deploying import ALICE, deployed
-from tests.hpc.services.running import FREE, Up, chronolog, up
+from tests.hpc.services.running import FREE, Up, chronolog, kill, up
 from tests.hpc.services.test_metrics import samples
 from tests.store.holding import wait_until
 from tests.support import processes
@@ -31,20 +31,20 @@ PROGRAM = """
     import sys
     from py_chronolog_client import Client, ClientPortalServiceConf, ClientQueryServiceConf, EventList
 
-    visor, player = int(sys.argv[1]), int(sys.argv[2])
+    visor, player, story = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     client = Client(
         ClientPortalServiceConf("ofi+sockets", "127.0.0.1", visor, 55),
         ClientQueryServiceConf("ofi+sockets", "127.0.0.1", player, 57),
     )
     assert client.Connect() == 0, client.last_error
     client.CreateChronicle("c")
-    code, handle = client.AcquireStory("c", "s", {}, 0)
+    code, handle = client.AcquireStory("c", story, {}, 0)
     assert code == 0
     for number in range(3000):
         handle.log_event(f"event {number}")
     assert handle.flush() == 3000
     events = EventList()
-    assert client.ReplayStory("c", "s", 1, 2**63, events) == 0 and len(events) == 3000
+    assert client.ReplayStory("c", story, 1, 2**63, events) == 0 and len(events) == 3000
     print("ready", flush=True)
     sys.stdin.readline()
     for number in range(500):
@@ -72,16 +72,20 @@ def scraped(started: Up) -> dict[tuple[str, str, str], float]:
         return samples(answer.read().decode())
 
 
-def test_what_happened_and_what_waits(started: Up) -> None:
-    visor, player = started.find(VISOR), started.find(PLAYER)
-    keeper = started.find(KEEPER)
-    client = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM), str(visor.port), str(player.port)],
+def start_client(started: Up, story: str) -> subprocess.Popen[str]:
+    ports = [str(started.find(role).port) for role in (VISOR, PLAYER)]
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PROGRAM), *ports, story],
         env=processes.child_environment({"CHRONOLOG_TOKEN_FILE": str(started.run.tokens)}),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def test_what_happened_and_what_waits(started: Up) -> None:
+    keeper = started.find(KEEPER)
+    client = start_client(started, "s")
     assert client.stdin
     assert client.stdout
     try:
@@ -115,19 +119,27 @@ def test_what_happened_and_what_waits(started: Up) -> None:
         assert "silent" in line
         assert "at most 3500 events" in shown.stdout
     finally:
-        os.kill(keeper.pid, signal.SIGCONT)
+        kill(keeper)  # with what the kernel has taken for it
         client.kill()
         client.communicate()
-    wait_until(lambda: rows(inspect(started.run))[KEEPER]["answers"])
+    started.find(KEEPER, after=keeper)
+    wait_until(lambda: inspect(started.run)["spools"][0]["known"])
     (spool,) = inspect(started.run)["spools"]
     (orphan,) = spool["orphans"]
     assert spool["known"]
-    assert (orphan["chronicle"], orphan["story"]) == ("c", "s")
-    assert 0 < orphan["events"] <= 500
+    assert (orphan["chronicle"], orphan["story"], orphan["events"]) == ("c", "s", 500)
     env = {"CHRONOLOG_TOKEN_FILE": str(started.run.tokens)}
     assert chronolog("drain", env=env).returncode == 0
     assert inspect(started.run)["spools"][0]["clients"] == 0
-    assert rows(inspect(started.run))[KEEPER]["counters"]["events_in"] == 3500
+    assert rows(inspect(started.run))[KEEPER]["counters"]["events_in"] == 500
+
+    client = start_client(started, "shipped")
+    assert client.stdout
+    assert client.stdout.readline() == "ready\n"
+    client.kill()
+    client.communicate()
+    (spool,) = inspect(started.run)["spools"]
+    assert (spool["known"], spool["clients"], spool["events"], spool["orphans"]) == (True, 1, 0, [])
 
 
 def test_counters_are_for_services_only(tmp_path: Path) -> None:
