@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import visibility, workloads
-from benchmarks.network import Running, archive, crowd, deployment, idle_shares, latencies, sink
+from benchmarks.network import Running, archive, crowd, deployment, idle_shares, latencies, settle, sink
 
 
 @dataclass(frozen=True)
@@ -287,8 +287,10 @@ def network(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
         place = running.place
         yield from _replayed(sizes, scratch, place)
         yield from _taken_in(sizes, place)
+        settle(running)
         yield Figure("log_event, deployment / store", _cost_of_shipping(sizes, scratch, place), 1.2, "x")
         yield from _slowest_calls(sizes, scratch, place)
+        settle(running)
         delays_ns = visibility.measure(place, "visible", sizes.visible_events, 2.0, asleep=True)
         found = visibility.quantiles(delays_ns)
         note = f"p50 {found['p50'] / 1e6:.1f}, max {found['max'] / 1e6:.1f} ms, {len(delays_ns)} events"
@@ -360,6 +362,7 @@ def _many_and_idle(sizes: Sizes, running: Running) -> Iterator[Figure]:
     yield Figure(
         "clients that connect, acquire and log at once", [_CLIENTS], _CLIENTS, "", at_least=True, note=note
     )
+    settle(running)
     for handles in (1, 25):
         shares = idle_shares(running, handles, sizes.idle_s)
         note = ", ".join(f"{role} {100 * share:.2f}" for role, share in shares.items())
@@ -369,8 +372,6 @@ def _many_and_idle(sizes: Sizes, running: Running) -> Iterator[Figure]:
 
 def tls(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
     """Measure what TLS costs: a deployment with it beside one without, round by round."""
-    from benchmarks.network import deployment
-
     events = 2 * sizes.events
     rates: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     for number in range(sizes.rounds):

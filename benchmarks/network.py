@@ -21,6 +21,11 @@ _ARCHIVE_S = 600.0
 _STUB_BYTES = 4096
 
 
+_SETTLING_S = 120.0
+_QUIET_S, _QUIET_SHARE = 1.2, 0.05
+"""Services that take less than this share of a core for so long, which is longer than they pause, have nothing to do."""
+
+
 class Running(NamedTuple):
     """A deployment.
 
@@ -160,6 +165,21 @@ def idle_shares(running: Running, handles: int, seconds: float) -> dict[str, flo
     workloads.say(client)
     workloads.end(client)
     return shares
+
+
+def settle(running: Running) -> None:
+    """Wait until the services have done what earlier measurements have left them: handing over, merging.
+
+    Raises:
+        RuntimeError: they go on for minutes.
+    """
+    deadline_s = time.monotonic() + _SETTLING_S
+    while time.monotonic() < deadline_s:
+        before_s = sum(map(cpu_s, running.pids.values()))
+        time.sleep(_QUIET_S)
+        if sum(map(cpu_s, running.pids.values())) - before_s < _QUIET_SHARE * _QUIET_S:
+            return
+    raise RuntimeError(f"the services are still busy after {_SETTLING_S:.0f} s")
 
 
 def cpu_s(pid: int) -> float:
