@@ -286,7 +286,7 @@ def network(sizes: Sizes, scratch: Path) -> Iterator[Figure]:
     with deployment(scratch) as running:
         place = running.place
         yield from _replayed(sizes, scratch, place)
-        yield from _taken_in(sizes, place)
+        yield from _taken_in(sizes, running)
         settle(running)
         yield Figure("log_event, deployment / store", _cost_of_shipping(sizes, scratch, place), 1.2, "x")
         yield from _slowest_calls(sizes, scratch, place)
@@ -314,7 +314,7 @@ def _replayed(sizes: Sizes, scratch: Path, place: str) -> Iterator[Figure]:
     yield Figure("the same, chunk / segments", ratios, None, "x", note=note)
 
 
-def _taken_in(sizes: Sizes, place: str) -> Iterator[Figure]:
+def _taken_in(sizes: Sizes, running: Running) -> Iterator[Figure]:
     """Measure what one keeper takes in, between rounds of a socket that is fed by the same two loops."""
     events = 2 * sizes.events
     rates: dict[int, list[float]] = {1: [], _BATCH: []}
@@ -322,7 +322,8 @@ def _taken_in(sizes: Sizes, place: str) -> Iterator[Figure]:
     for number in range(sizes.rounds):
         for batch, found in rates.items():
             story = f"taken-{number}" if batch == 1 else f"batches-{number}"
-            found.append(events / workloads.fill(place, story, events, clients=2, batch=batch))
+            settle(running)
+            found.append(events / workloads.fill(running.place, story, events, clients=2, batch=batch))
         sunk.append(events / sink(events, 2))
     for batch, name in ((1, "taken in by one keeper"), (_BATCH, f"the same, in batches of {_BATCH}")):
         note = "from the first event of two clients to the end of both, everything released"
