@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from py_chronolog_client.store.crc import crc32
-from py_chronolog_client.store.format import ALIGNMENT, BLOCK_MAGIC, HEADER_BYTES, BlockHeader
+from py_chronolog_client.store.format import ALIGNMENT, BLOCK_MAGIC, HEADER_BYTES, KIND_EVENTS, BlockHeader
 
 _PIECE_BYTES = 2**20
 _SEARCH_BYTES = 2**20
@@ -64,11 +64,18 @@ def is_sound(header: BlockHeader, block: bytes | bytearray | memoryview) -> bool
     return crc32(columns) == header.columns_crc and crc32(payload) == header.payload_crc
 
 
-def whole_block(descriptor: int, offset: int, client_id: int) -> tuple[BlockHeader, bytes] | None:
-    """Read the block at `offset`, or return None where no whole one of this client stands."""
+def whole_block(
+    descriptor: int, offset: int, client_id: int, known: int = 0
+) -> tuple[BlockHeader, bytes] | None:
+    """Read the block at `offset`, or return None where no whole one of this client stands.
+
+    Of a block all of whose events are below the sequence number `known` only the header is read; its bytes are b"".
+    """
     header = read_header(descriptor, offset)
     if header is None or header.client_id != client_id:
         return None
+    if header.kind == KIND_EVENTS and header.end_sequence <= known:
+        return header, b""
     block = read_exactly(descriptor, header.block_bytes, offset)
     return (header, block) if block is not None and is_sound(header, block) else None
 

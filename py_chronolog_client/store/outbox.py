@@ -21,7 +21,7 @@ import numpy as np
 
 from py_chronolog_client.errors import DamageError
 from py_chronolog_client.store import acquisition
-from py_chronolog_client.store.blocks import find_header, read_header, whole_block
+from py_chronolog_client.store.blocks import find_header, whole_block
 from py_chronolog_client.store.files import punch_hole
 from py_chronolog_client.store.format import (
     ALIGNMENT,
@@ -155,12 +155,12 @@ class Outbox:
             file = self._open()
             if file is None:
                 return None
-            found = self._whole_block(file)
+            found = self._block(file)
             if found is None:
                 size_bytes = os.fstat(file.number).st_size
                 following = find_header(file.number, self._offset + ALIGNMENT, size_bytes, self.client_id)
                 # Where something stands behind it, what was being written a moment ago is whole by now.
-                found = None if following is None else self._whole_block(file)
+                found = None if following is None else self._block(file)
             if found is not None:
                 self._offset += found[0].block_bytes
                 self._note(found[0])
@@ -173,17 +173,9 @@ class Outbox:
             else:
                 return None
 
-    def _whole_block(self, file: Descriptor) -> tuple[BlockHeader, bytes] | None:
-        """Return the block where the reading stands, or None where there is no whole one."""
-        header = read_header(file.number, self._offset)
-        if (
-            header is not None
-            and header.client_id == self.client_id
-            and header.kind == KIND_EVENTS
-            and header.end_sequence <= self.sequence
-        ):
-            return header, b""  # its events were sent when they were in the tail
-        return whole_block(file.number, self._offset, self.client_id)
+    def _block(self, file: Descriptor) -> tuple[BlockHeader, bytes] | None:
+        """Return the block where the reading stands; of events that were sent when they were in the tail only the header."""
+        return whole_block(file.number, self._offset, self.client_id, self.sequence)
 
     def _note(self, header: BlockHeader) -> None:
         """Note where a block ends, for `reclaim`; the first of a segment is kept, and a goodbye while it is the last."""
