@@ -31,6 +31,7 @@ from py_chronolog_client.store.root import StoreRoot
 from py_chronolog_client.testing.contract.base import Row, rows_of
 from py_chronolog_client.testing.manual_clock import ManualClock
 from tests.store import independent, reading
+from tests.store.dying import dying
 from tests.support.counts import soak
 
 CHRONICLE, STORY = reading.CHRONICLE, reading.STORY
@@ -700,10 +701,6 @@ def test_deaths_at_any_moment(tmp_path: pathlib.Path) -> None:
     assert independent.read_story(store.story, BOOT_ID) == sorted(store.rows)
 
 
-class Died(BaseException):
-    """Stands for a death in front of a system call."""
-
-
 def test_a_death_before_every_step(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """In front of every call that changes the directory, while all chunks are taken along."""
     monkeypatch.setattr(growth, "_longest_run", lambda chunks, _: list(chunks))
@@ -714,25 +711,9 @@ def test_a_death_before_every_step(store: Store, monkeypatch: pytest.MonkeyPatch
             store.open(client_id)
             store.log(client_id)
             store.close(client_id)
-        countdown = itertools.count(left, -1)
-
-        def dying(name: str, countdown: Iterator[int] = countdown) -> object:
-            real = getattr(os, name)
-
-            def call(*arguments: object, **options: object) -> object:
-                if next(countdown) <= 0:
-                    raise Died
-                return real(*arguments, **options)
-
-            return call
-
-        with monkeypatch.context() as patch:
-            for name in calls:
-                patch.setattr(os, name, dying(name))
-            try:
-                done = store.compact()
-            except Died:
-                done = None
+        done = None
+        with dying(left, *calls):
+            done = store.compact()
         for claim in store.story.glob("merging/*"):
             claim.unlink()  # its process is this one, which lives
         store.check()
@@ -785,21 +766,8 @@ class StoryMachine(RuleBasedStateMachine):
 
     @rule(left=st.integers(0, 25))
     def die_in_a_compaction(self, left: int) -> None:
-        countdown = itertools.count(left, -1)
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("link", "unlink", "rename", "fsync", "utime"):
-                real = getattr(os, name)
-
-                def call(*arguments: object, real: object = real, **options: object) -> object:
-                    if next(countdown) <= 0:
-                        raise Died
-                    return real(*arguments, **options)  # type: ignore[operator]
-
-                patch.setattr(os, name, call)
-            try:
-                self.store.compact()
-            except Died:
-                pass
+        with dying(left, "link", "unlink", "rename", "fsync", "utime"):
+            self.store.compact()
         for claim in self.store.story.glob("merging/*"):
             claim.unlink()
 

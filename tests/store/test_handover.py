@@ -21,14 +21,11 @@ from py_chronolog_client.store.retention import expire
 from py_chronolog_client.store.storylog import StoryLog
 from py_chronolog_client.testing.contract.base import Row
 from tests.store import holding, independent, reading
+from tests.store.dying import dying
 from tests.store.handing import Question, Sender, Stores, independently, names
 from tests.store.test_compaction import models as clock_models
 from tests.store.test_intake import failing
 from tests.support.counts import soak
-
-
-class Died(BaseException):
-    """A process is gone."""
 
 
 @pytest.fixture
@@ -129,22 +126,9 @@ class HandoverMachine(RuleBasedStateMachine):
     @rule(client_id=CLIENTS, left=st.integers(0, 30), seals=st.booleans())
     def die(self, client_id: int, left: int, seals: bool) -> None:
         """Die while a client is sealed, or while something is handed over."""
-        countdown = itertools.count(left, -1)
         intake = self.stores.intake(client_id)
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("link", "unlink", "pwritev", "fsync", "fdatasync"):
-                real = getattr(os, name)
-
-                def call(*arguments: object, real: object = real, **options: object) -> object:
-                    if next(countdown) <= 0:
-                        raise Died
-                    return real(*arguments, **options)  # type: ignore[operator]
-
-                patch.setattr(os, name, call)
-            try:
-                intake.roll() if seals else hand_over(self.stores)
-            except Died:
-                pass
+        with dying(left, "link", "unlink", "pwritev", "fsync", "fdatasync"):
+            intake.roll() if seals else hand_over(self.stores)
         self.restart()
 
     @rule(client_id=CLIENTS, times=st.integers(1, 2))

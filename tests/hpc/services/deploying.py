@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -220,6 +221,13 @@ def acquire(
 ) -> messages.Acquired:
     request = messages.Acquire(CHRONICLE, story, {}, client_id, host, uid)
     return connection.ask(request, messages.Acquired)
+
+
+def plain(address: Address, made: list[socket.socket]) -> socket.socket:
+    """Connect without a word; the socket is added to the fixture `sockets`, which closes it."""
+    connected = socket.create_connection(address, DEADLINE_S)
+    made.append(connected)
+    return connected
 
 
 def until_acquired(connection: Connection, client_id: int, story: str = STORY) -> messages.Acquired:

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from py_chronolog_client.engine.connection import Address, Connection
+from py_chronolog_client.engine.connection import Connection
 from py_chronolog_client.errors import ErrorCode, NotConnectedError
 from py_chronolog_client.tokens import new_secret, write_tokens
 from py_chronolog_client.wire import messages
 from py_chronolog_client.wire.frames import MAX_HEAD_BYTES, PREFIX, FrameDecoder
 from py_chronolog_client.wire.handshake import Identity
-from tests.hpc.services.deploying import ALICE, DEADLINE_S, Deployment, ServiceProcess, deployed, until
+from tests.hpc.services.deploying import ALICE, DEADLINE_S, Deployment, ServiceProcess, deployed, plain, until
 from tests.support import processes
 from tests.support.counts import soak
 
@@ -30,20 +30,6 @@ pytestmark = pytest.mark.slow
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     with deployed(tmp_path_factory.mktemp("server") / "d") as running:
         yield running
-
-
-@pytest.fixture
-def sockets() -> Iterator[list[socket.socket]]:
-    made: list[socket.socket] = []
-    yield made
-    for each in made:
-        each.close()
-
-
-def plain(address: Address, made: list[socket.socket]) -> socket.socket:
-    connected = socket.create_connection(address, DEADLINE_S)
-    made.append(connected)
-    return connected
 
 
 def is_served(connection: Connection) -> bool:

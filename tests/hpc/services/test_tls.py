@@ -34,6 +34,7 @@ from tests.hpc.services.deploying import (
     Deployment,
     deployed,
     open_stream,
+    plain,
     until,
     until_acquired,
 )
@@ -65,20 +66,6 @@ def secured(tmp_path_factory: pytest.TempPathFactory, certificate: Certificate) 
         visor.ask(messages.CreateChronicle(CHRONICLE, {}), messages.Done)
         until_acquired(visor, 0, "first")
         yield running
-
-
-@pytest.fixture
-def sockets() -> Iterator[list[socket.socket]]:
-    made: list[socket.socket] = []
-    yield made
-    for each in made:
-        each.close()
-
-
-def plain(address: Address, made: list[socket.socket]) -> socket.socket:
-    connected = socket.create_connection(address, DEADLINE_S)
-    made.append(connected)
-    return connected
 
 
 def is_served(connection: Connection) -> bool:
