@@ -5,6 +5,7 @@ import pathlib
 import random
 import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -297,6 +298,41 @@ def _log_until(
             own.extend(batch)
             own.append(b"%d" % len(own))
             assert writer.log_event(own[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(soak(120, 1800))
+def test_clients_are_killed_under_load(deployment: Deployment, engine: RemoteEngine) -> None:
+    """What log_event has returned to them is there, once and in order, and all that is beyond is whole, too."""
+    chance = seeded("clients are killed", 1)
+    for_ever = """import itertools
+    for number in itertools.count():
+        assert handle.log_event(f"{os.getpid()} {number}")
+        if not number % 50:
+            os.write(1, b"%d\\n" % number)"""
+    port = deployment.visor.address.port
+    code = PROGRAM.format(port=port, chronicle=CHRONICLE, story=STORY, meanwhile=for_ever, end="")
+    argv = [sys.executable, "-B", *python_argv("-c", code)]
+    env = processes.child_environment(deployment.environment())
+    returned: dict[int, int] = {}
+    for _ in range(soak(2, 25)):
+        pair = [subprocess.Popen(argv, env=env, stdout=subprocess.PIPE) for _ in range(2)]
+        told = [client.stdout.readline() for client in pair if client.stdout is not None]
+        time.sleep(chance.uniform(0.0, 0.3))
+        for client, first in zip(pair, told, strict=True):
+            client.kill()
+            more, _ = client.communicate(timeout=30)
+            *whole, _ = (first + more).split(b"\n")
+            returned[client.pid] = int(whole[-1])
+    assert run_drain(deployment, 60.0) == (0, "")
+    assert not spooled(deployment)
+    found: dict[int, list[int]] = {pid: [] for pid in returned}
+    for record in records(engine):
+        pid, number = map(int, record.split())
+        found[pid].append(number)
+    for pid, last in returned.items():
+        assert found[pid] == list(range(len(found[pid])))
+        assert len(found[pid]) > last
 
 
 def test_a_forked_childs_events_are_shipped(deployment: Deployment, engine: RemoteEngine) -> None:
